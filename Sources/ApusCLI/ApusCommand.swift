@@ -1,0 +1,7 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+@main
+struct ApusCommand {
+  static func main() {}
+}

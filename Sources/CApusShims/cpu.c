@@ -1,0 +1,32 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+#include "apus_cpu.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+void apus_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]) {
+  __cpuid_count(leaf, subleaf, out[0], out[1], out[2], out[3]);
+}
+
+uint64_t apus_xgetbv0(void) {
+  uint32_t regs[4];
+  apus_cpuid(1, 0, regs);
+  if (!(regs[2] & (1u << 27))) return 0;
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return ((uint64_t)high << 32) | low;
+}
+
+void apus_cpu_relax(void) { __builtin_ia32_pause(); }
+#else
+void apus_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]) {
+  (void)leaf;
+  (void)subleaf;
+  out[0] = out[1] = out[2] = out[3] = 0;
+}
+
+uint64_t apus_xgetbv0(void) { return 0; }
+
+void apus_cpu_relax(void) {}
+#endif

@@ -1,0 +1,16 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+#ifndef CAPUS_CPU_H
+#define CAPUS_CPU_H
+#include <stdint.h>
+
+/// Executes CPUID on x86-64 (out = eax, ebx, ecx, edx); all zero on other machines.
+void apus_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
+
+/// Reads extended control register 0 on x86-64 (which register state the system saves); 0 elsewhere
+/// and where the system has not enabled it.
+uint64_t apus_xgetbv0(void);
+
+/// Hints to the processor that the caller spins.
+void apus_cpu_relax(void);
+#endif

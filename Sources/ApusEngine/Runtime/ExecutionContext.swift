@@ -115,5 +115,5 @@ public final class ExecutionContext {
   /// Bytes of activation memory the context holds.
   public var workspaceByteCount: Int { runner.arenaByteCount }
 
-  package var programRunner: ProgramRunner { runner }
+  var programRunner: ProgramRunner { runner }
 }

@@ -1,0 +1,81 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusTensor
+
+/// The storage order of a constant matrix that a kernel reads in panels.
+///
+/// A matrix of `rows` x `columns` per batch entry is stored as `ceil(columns / width)` panels of
+/// `rows` x `width` elements, the last one padded with zeros, so that a kernel reads it straight
+/// through. The value keeps its logical type; only its bytes are in this order.
+public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
+  /// The number of independent matrices, one after another.
+  public var batch: Int
+  /// The rows of each matrix (the depth K of a product).
+  public var rows: Int
+  /// The columns of each matrix (N of a product).
+  public var columns: Int
+  /// The columns of a panel.
+  public var width: Int
+
+  /// Creates a layout.
+  public init(batch: Int, rows: Int, columns: Int, width: Int) {
+    self.batch = batch
+    self.rows = rows
+    self.columns = columns
+    self.width = width
+  }
+
+  /// The number of panels of each matrix.
+  public var panelCount: Int { (columns + width - 1) / width }
+
+  /// The number of stored elements.
+  public var elementCount: Int { batch * panelCount * rows * width }
+
+  public var description: String { "panels[\(batch), \(rows), \(columns), \(width)]" }
+
+  /// Packs a dense row-major `[batch, rows, columns]` tensor; the result is a vector of elements.
+  ///
+  /// - Throws: `invalid-argument` when the tensor has another number of elements.
+  public func pack(_ tensor: Tensor) throws(ApusError) -> Tensor {
+    guard tensor.count == batch * rows * columns, !tensor.dataType.isPacked else {
+      throw ApusError(.invalidArgument, "\(tensor.type) cannot be packed as \(self)")
+    }
+    let size = tensor.dataType.bitWidth / 8
+    let packed = try Tensor(tensor.dataType, shape: [elementCount])
+    walk(size) { dense, stored, count in
+      (packed.mutableBytes.baseAddress! + stored).copyMemory(
+        from: tensor.bytes.baseAddress! + dense, byteCount: count)
+    }
+    return packed
+  }
+
+  /// The dense row-major tensor of this shape from its packed elements.
+  public func unpack(_ packed: Tensor, shape: [Int]) throws(ApusError) -> Tensor {
+    let dense = try Tensor(packed.dataType, shape: shape)
+    guard packed.count == elementCount, dense.count == batch * rows * columns else {
+      throw ApusError(.invalidArgument, "\(packed.type) is not packed as \(self)")
+    }
+    walk(packed.dataType.bitWidth / 8) { denseOffset, stored, count in
+      (dense.mutableBytes.baseAddress! + denseOffset).copyMemory(
+        from: packed.bytes.baseAddress! + stored, byteCount: count)
+    }
+    return dense
+  }
+
+  /// Calls `body(denseByteOffset, storedByteOffset, byteCount)` for every run of a panel row.
+  private func walk(_ size: Int, _ body: (Int, Int, Int) -> Void) {
+    var stored = 0
+    for matrix in 0..<batch {
+      for panel in 0..<panelCount {
+        let column = panel * width
+        let run = min(width, columns - column)
+        for row in 0..<rows {
+          body(((matrix * rows + row) * columns + column) * size, stored, run * size)
+          stored += width * size
+        }
+      }
+    }
+  }
+}

@@ -39,6 +39,11 @@ public struct Dim: Hashable, Sendable {
     return terms[0].symbols[0]
   }
 
+  /// The coefficient and symbols of every term, in canonical order.
+  package var textTerms: [(coefficient: Int, symbols: [String])] {
+    terms.map { ($0.coefficient, $0.symbols) }
+  }
+
   /// The symbols that occur.
   public var symbols: Set<String> { Set(terms.flatMap(\.symbols)) }
 

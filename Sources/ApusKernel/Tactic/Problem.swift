@@ -1,0 +1,132 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusTensor
+
+/// What a kernel has to compute: an operator on operands of known types. Equal keys mean that one
+/// kernel serves both, so the key names problems in the timing cache.
+public struct Problem: Sendable {
+  /// One operand.
+  public struct Operand: Sendable {
+    /// The element type.
+    public let dataType: DataType
+    /// The sizes.
+    public let shape: [Int]
+    /// The elements, when they are constant.
+    public let constant: Tensor?
+    /// The order in which the constant is stored, when it has been packed.
+    public let packing: PackedLayout?
+
+    /// Describes an operand.
+    public init(dataType: DataType, shape: [Int], constant: Tensor?, packing: PackedLayout? = nil) {
+      self.dataType = dataType
+      self.shape = shape
+      self.constant = constant
+      self.packing = packing
+    }
+
+    /// The number of elements.
+    public var count: Int { shape.reduce(1, &*) }
+  }
+
+  /// The operator.
+  public let op: any Operator
+  /// The operands; nil for omitted ones.
+  public let inputs: [Operand?]
+  /// The results' types.
+  public let outputs: [Operand]
+  /// The text that names the problem.
+  public let key: String
+
+  /// Describes a problem.
+  public init(op: any Operator, inputs: [Operand?], outputs: [Operand]) {
+    self.op = op
+    self.inputs = inputs
+    self.outputs = outputs
+    key = Self.key(op, inputs, outputs)
+  }
+
+  /// The problem of a node all of whose types are known.
+  ///
+  /// - Throws: `internal` when a size is open or a value is not a tensor.
+  public init(_ node: Node, in graph: Graph) throws(ApusError) {
+    func operand(_ id: ValueID) throws(ApusError) -> Operand {
+      let value = graph[id]
+      guard let type = value.type.tensor, let shape = type.shape else {
+        throw ApusError(
+          .internalError, "the type of '\(value.name)' is open: \(value.type)",
+          location: node.location)
+      }
+      return Operand(
+        dataType: type.dataType, shape: shape, constant: value.constant, packing: value.packing)
+    }
+    var inputs: [Operand?] = []
+    for input in node.inputs { inputs.append(try input.map(operand)) }
+    var outputs: [Operand] = []
+    for output in node.outputs { outputs.append(try operand(output)) }
+    self.init(op: node.op, inputs: inputs, outputs: outputs)
+  }
+
+  /// The operand types.
+  public var inputTypes: [TensorType?] {
+    inputs.map { $0.map { TensorType($0.dataType, shape: $0.shape) } }
+  }
+
+  /// The result types.
+  public var outputTypes: [TensorType] {
+    outputs.map { TensorType($0.dataType, shape: $0.shape) }
+  }
+
+  /// The arithmetic and memory cost.
+  public var cost: Cost { op.cost(inputs: inputTypes, outputs: outputTypes) }
+
+  private static func key(_ op: any Operator, _ inputs: [Operand?], _ outputs: [Operand]) -> String {
+    let operands = inputs.map { input in
+      guard let input else { return "_" }
+      let type = "\(input.dataType)\(input.shape)"
+      guard let constant = input.constant else { return type }
+      let isParameter = constant.dataType.isInteger && constant.count <= 16 && input.packing == nil
+      return isParameter ? "\(type)=\(constant.integers())" : "const \(type)"
+    }
+    let results = outputs.map { "\($0.dataType)\($0.shape)" }
+    let text =
+      "\(OperatorText.text(op))(\(operands.joined(separator: ", "))) -> \(results.joined(separator: ", "))"
+    return text.replacing("\n", with: " ")
+  }
+}
+
+/// Operators in one line of text.
+public enum OperatorText {
+  /// The operator with its attributes, large ones by their checksum.
+  public static func text(_ op: any Operator) -> String {
+    let attributes = op.attributes.entries.map { "\($0.name)=\(text($0.value))" }
+    return attributes.isEmpty ? op.name : "\(op.name){\(attributes.joined(separator: ", "))}"
+  }
+
+  private static func text(_ value: AttributeValue) -> String {
+    switch value {
+    case .int(let value): "\(value)"
+    case .float(let value): "\(value)"
+    case .bool(let value): "\(value)"
+    case .string(let value): value
+    case .ints(let values): "\(values)"
+    case .floats(let values): "\(values)"
+    case .strings(let values): "\(values)"
+    case .type(let type): "\(type)"
+    case .valueType(let type): "\(type)"
+    case .expression(let expr): "\(expr)"
+    case .op(let op): text(op)
+    case .tensor(let tensor): "tensor \(tensor.type) \(checksum(tensor))"
+    case .graph(let graph):
+      "graph \((try? graph.text()).map { Checksum.hex(Checksum.of($0)) } ?? graph.name)"
+    }
+  }
+
+  private static func checksum(_ tensor: Tensor) -> String {
+    var sum = Checksum()
+    sum.update(tensor.bytes)
+    return Checksum.hex(sum.value)
+  }
+}

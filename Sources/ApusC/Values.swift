@@ -169,7 +169,9 @@ public func apus_value_make_optional(
 }
 
 /// The type of a container's items: that of one of them with its sizes left open, else a tensor.
-private func elementType(_ dtype: apus_dtype, of item: RuntimeValue?) throws(ApusError) -> ValueType {
+private func elementType(
+  _ dtype: apus_dtype, of item: RuntimeValue?
+) throws(ApusError) -> ValueType {
   if let type = item?.type, type.tensor == nil { return type }
   let type = try dataType(dtype)
   if let tensor = item?.tensor, tensor.dataType != type {

@@ -1,0 +1,73 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusTensor
+
+/// A graph all of whose sizes are known, turned into an ordered list of launches with one arena.
+/// Immutable; contexts bind it to memory of their own (`PlanInstance`).
+package final class StaticPlan: Sendable {
+  /// Where an operand of a launch lives.
+  package enum Slot: Sendable {
+    /// Bytes of the arena from this offset.
+    case arena(Int)
+    /// Bytes of a constant.
+    case constant(DeviceMemory, Int)
+    /// Bytes of the graph input with this number.
+    case input(Int, Int)
+    /// Bytes of the graph result with this number.
+    case output(Int, Int)
+    /// An omitted operand.
+    case none
+
+    /// The place `byteCount` further on.
+    func advanced(by byteCount: Int) -> Slot {
+      switch self {
+      case .arena(let offset): .arena(offset + byteCount)
+      case .constant(let memory, let offset): .constant(memory, offset + byteCount)
+      case .input(let index, let offset): .input(index, offset + byteCount)
+      case .output(let index, let offset): .output(index, offset + byteCount)
+      case .none: .none
+      }
+    }
+  }
+
+  /// One launch.
+  package struct Step: Sendable {
+    package let kernel: any Kernel
+    /// Operands, results, workspace.
+    package let slots: [Slot]
+    /// The node it computes, for reports.
+    package let nodeName: String
+    package let operatorName: String
+    package let sources: [String]
+    package let tacticID: String
+    package let problem: Problem
+  }
+
+  /// A result that is also an input, a constant or another result, copied at the end.
+  package struct Copy: Sendable {
+    package let source: Slot
+    package let output: Int
+    package let byteCount: Int
+  }
+
+  package let inputTypes: [TensorType]
+  package let outputTypes: [TensorType]
+  package let steps: [Step]
+  package let copies: [Copy]
+  package let memory: MemoryPlan
+
+  package init(
+    inputTypes: [TensorType], outputTypes: [TensorType], steps: [Step], copies: [Copy],
+    memory: MemoryPlan
+  ) {
+    self.inputTypes = inputTypes
+    self.outputTypes = outputTypes
+    self.steps = steps
+    self.copies = copies
+    self.memory = memory
+  }
+}

@@ -27,9 +27,11 @@ final class ValueHandle: Sendable {
 
 /// Sizes with a stable address; immutable.
 final class CDims: @unchecked Sendable {
+  let values: [Int64]
   private let storage: UnsafeMutableBufferPointer<Int64>
 
   init(_ dims: [Int64]) {
+    values = dims
     storage = .allocate(capacity: max(1, dims.count))
     _ = storage.initialize(from: dims)
   }

@@ -12,6 +12,22 @@ extension Engine {
   ///
   /// - Throws: `file-access`.
   public func save(path: String) throws(ApusError) {
+    try write { (chunks) throws(ApusError) in try FileIO.write(chunks, to: path) }
+  }
+
+  /// The bytes that `save` writes.
+  public func serialized() throws(ApusError) -> [UInt8] {
+    var bytes: [UInt8] = []
+    try write { (chunks) throws(ApusError) in
+      bytes.reserveCapacity(chunks.reduce(0) { $0 + $1.count })
+      for chunk in chunks { bytes += chunk }
+    }
+    return bytes
+  }
+
+  private func write(to sink: ([UnsafeRawBufferPointer]) throws(ApusError) -> Void)
+    throws(ApusError)
+  {
     var writer = TextWriter(sink: ConstantTable())
     let text = try writer.write(graph)
     let constants = writer.sink.tensors
@@ -44,7 +60,7 @@ extension Engine {
             [
               (.metadata, [parts[0]]), (.graph, [parts[1]]), (.selections, [parts[2]]),
               (.constantTable, [parts[3]]), (.report, [parts[4]]), (.constants, chunks),
-            ], to: path)
+            ], to: sink)
           return .success(())
         } catch { return .failure(error) }
       }

@@ -43,7 +43,8 @@ let package = Package(
       name: "ApusEngine", dependencies: ["ApusOptimize", "ApusKernel", "ApusCPU"],
       swiftSettings: settings),
     .target(name: "Apus", dependencies: ["ApusEngine", "ApusONNX"], swiftSettings: settings),
-    .target(name: "ApusC", dependencies: ["Apus"], swiftSettings: settings),
+    .systemLibrary(name: "CApus", path: "include"),
+    .target(name: "ApusC", dependencies: ["Apus", "CApus"], swiftSettings: settings),
     .executableTarget(
       name: "ApusCLI",
       dependencies: [

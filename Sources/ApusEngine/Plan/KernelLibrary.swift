@@ -35,11 +35,15 @@ package final class KernelLibrary: Sendable {
   package let selector: TacticSelector
   /// The choices the build made; problems met later get the best estimated choice.
   package let selections: TimingCache
+  /// The device that the selections were made for, as the timing cache names it.
+  package let selectionDevice: String
   private let state = Mutex(State())
 
-  package init(backend: any Backend, selections: TimingCache) {
+  package init(backend: any Backend, selections: TimingCache, selectionDevice: String? = nil) {
     self.backend = backend
     self.selections = selections
+    let traits = backend.traits
+    self.selectionDevice = selectionDevice ?? "\(traits.fingerprint)/threads=\(traits.threadCount)"
     selector = TacticSelector(backend)
   }
 
@@ -79,7 +83,7 @@ package final class KernelLibrary: Sendable {
   /// - Throws: `unsupported-operator` with every tactic's refusal.
   package func choose(_ problem: Problem) throws(ApusError) -> TacticChoice {
     let (choices, refusals) = selector.candidates(problem)
-    let recorded = selections.entry(problem: problem.key, device: backend.traits.fingerprint)
+    let recorded = selections.entry(problem: problem.key, device: selectionDevice)
     let preferred = recorded.flatMap { entry in choices.first { $0.id == entry.winner } }
     if let choice = preferred ?? choices.first { return choice }
     let reasons = refusals.map { "\($0.tactic): \($0.reason)" }.joined(separator: "; ")

@@ -1,0 +1,225 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusOps
+import ApusTensor
+
+/// Runs kernels of one problem on seeded operands: compares them with the reference and times them.
+final class KernelBench {
+  private let problem: Problem
+  private let library: KernelLibrary
+  private let stream: any ExecutionStream
+  private let operands: [Tensor?]
+  private let inputMemory: [DeviceMemory?]
+  private let outputMemory: [DeviceMemory]
+  private var expected: [Expected]?
+
+  /// What the reference says: every element of a result, or some of them.
+  private struct Expected {
+    var indices: [Int]?
+    var values: [Double]
+    var scale: Double
+  }
+
+  /// Problems with more operations are compared at sampled elements where the operator can.
+  private static let fullComparisonLimit = 2e7
+  /// Problems with more operations than this are not compared where sampling is impossible.
+  private static let comparisonLimit = 1e9
+  private static let sampleCount = 192
+
+  init(problem: Problem, library: KernelLibrary) throws(ApusError) {
+    self.problem = problem
+    self.library = library
+    stream = try library.backend.makeStream()
+    var generator = SeededGenerator(seed: Checksum.of(problem.key))
+    var operands: [Tensor?] = []
+    var memory: [DeviceMemory?] = []
+    for input in problem.inputs {
+      guard let input else {
+        operands.append(nil)
+        memory.append(nil)
+        continue
+      }
+      if let constant = input.constant {
+        let dense = try input.packing.map { layout throws(ApusError) in
+          try layout.unpack(constant, shape: input.shape)
+        }
+        operands.append(dense ?? constant)
+        memory.append(try library.memory(of: constant))
+        continue
+      }
+      let tensor = try generator.tensor(input.dataType, shape: input.shape)
+      let device = try library.backend.allocate(byteCount: max(64, tensor.byteCount))
+      if tensor.byteCount > 0 {
+        try stream.copyToDevice(
+          from: tensor.bytes.baseAddress!, to: device.address, byteCount: tensor.byteCount)
+      }
+      operands.append(tensor)
+      memory.append(device)
+    }
+    try stream.synchronize()
+    self.operands = operands
+    inputMemory = memory
+    var outputs: [DeviceMemory] = []
+    for output in problem.outputs {
+      let bytes = output.dataType.byteCount(of: output.count) ?? 0
+      outputs.append(try library.backend.allocate(byteCount: max(64, bytes)))
+    }
+    outputMemory = outputs
+  }
+
+  /// Why a kernel disagrees with the reference; nil when it agrees.
+  func disagreement(_ compiled: KernelLibrary.Compiled) throws(ApusError) -> String? {
+    guard let expected = try reference() else { return nil }
+    try withArguments(compiled) { (arguments) throws(ApusError) in
+      try compiled.kernel.launch(arguments, on: stream)
+    }
+    try stream.synchronize()
+    for (index, output) in problem.outputs.enumerated() {
+      let got = try Tensor(output.dataType, shape: output.shape)
+      if got.byteCount > 0 {
+        try stream.copyToHost(
+          from: outputMemory[index].address, to: got.mutableBytes.baseAddress!,
+          byteCount: got.byteCount)
+        try stream.synchronize()
+      }
+      if let reason = compare(got.doubles(), expected[index], output.dataType) { return reason }
+    }
+    return nil
+  }
+
+  private func compare(_ got: [Double], _ want: Expected, _ type: DataType) -> String? {
+    let depth = problem.cost.operations / max(1, Double(problem.outputs[0].count))
+    let tolerance =
+      problem.op.tolerance(type, inputs: problem.inputTypes)
+      * (type.isFloat ? max(1, depth.squareRoot() / 8) : 1)
+    var worst = (difference: 0.0, index: 0, got: 0.0, want: 0.0)
+    for position in want.values.indices {
+      let index = want.indices?[position] ?? position
+      let a = got[index]
+      let b = want.values[position]
+      if a == b || (a.isNaN && b.isNaN) { continue }
+      let difference = abs(a - b)
+      if !(difference <= worst.difference) { worst = (difference, index, a, b) }
+    }
+    let allowed = max(tolerance * want.scale, type.isFloat ? 0 : tolerance)
+    if worst.difference <= allowed { return nil }
+    return
+      "element \(worst.index) is \(worst.got), the reference says \(worst.want) (allowed difference \(allowed))"
+  }
+
+  private func reference() throws(ApusError) -> [Expected]? {
+    if let expected { return expected }
+    let work = problem.cost.operations
+    var made: [Expected] = []
+    if work > Self.fullComparisonLimit, let op = problem.op as? any SampledOperator {
+      let count = problem.outputs[0].count
+      var generator = SeededGenerator(seed: 1)
+      var indices = (0..<Self.sampleCount).map { _ in generator.integer(below: max(1, count)) }
+      indices += [0, count - 1, count / 2]
+      let values = try op.evaluateSamples(operands, at: indices)
+      made = [Expected(indices: indices, values: values, scale: Self.scale(values))]
+    } else if work <= Self.comparisonLimit {
+      let results = try problem.op.evaluate(operands.map { $0.map { .tensor($0) } })
+      made = results.prefix(problem.outputs.count).map { result in
+        let values = result.tensor?.doubles() ?? []
+        return Expected(indices: nil, values: values, scale: Self.scale(values))
+      }
+    } else {
+      return nil
+    }
+    expected = made
+    return made
+  }
+
+  private static func scale(_ values: [Double]) -> Double {
+    values.reduce(0) { $1.isFinite ? max($0, abs($1)) : $0 }
+  }
+
+  /// The shortest of a few runs, in seconds; gives up early when far behind `best`.
+  func measure(_ compiled: KernelLibrary.Compiled, best: Double?) throws(ApusError) -> Double {
+    var shortest = Double.infinity
+    try withArguments(compiled) { (arguments) throws(ApusError) in
+      let limit = Clock.seconds + 0.02
+      for run in 0..<12 {
+        let start = Clock.seconds
+        try compiled.kernel.launch(arguments, on: stream)
+        try stream.synchronize()
+        let seconds = Clock.seconds - start
+        if run > 0 { shortest = min(shortest, seconds) }
+        if let best, run > 0, seconds > 3 * best { break }
+        if run >= 3 && Clock.seconds > limit { break }
+      }
+    }
+    return shortest
+  }
+
+  private func withArguments(
+    _ compiled: KernelLibrary.Compiled,
+    _ body: (UnsafePointer<DeviceAddress>) throws(ApusError) -> Void
+  ) throws(ApusError) {
+    var addresses = inputMemory.map { $0?.address ?? .none }
+    for (index, layout) in compiled.packing {
+      guard let input = problem.inputs[index], let constant = input.constant, input.packing == nil
+      else { continue }
+      addresses[index] = try library.memory(of: constant, packing: layout).address
+    }
+    addresses += outputMemory.map(\.address)
+    let bytes = compiled.kernel.workspaceByteCount
+    let workspace = bytes > 0 ? try library.backend.allocate(byteCount: bytes) : nil
+    addresses.append(workspace?.address ?? .none)
+    let result: Result<Void, ApusError> = addresses.withUnsafeBufferPointer { buffer in
+      do throws(ApusError) {
+        try body(buffer.baseAddress!)
+        return .success(())
+      } catch { return .failure(error) }
+    }
+    withExtendedLifetime(workspace) {}
+    try result.get()
+  }
+}
+
+/// A small seeded generator (SplitMix64, Steele et al. 2014) for operands that must be the same on
+/// every machine.
+package struct SeededGenerator: RandomNumberGenerator {
+  private var state: UInt64
+
+  package init(seed: UInt64) { state = seed }
+
+  package mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var z = state
+    z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+    return z ^ (z >> 31)
+  }
+
+  /// A number below `bound`.
+  package mutating func integer(below bound: Int) -> Int { Int(next() % UInt64(bound)) }
+
+  /// A tensor of values in [-1, 1) (floats) or small numbers (integers, booleans).
+  package mutating func tensor(_ type: DataType, shape: [Int]) throws(ApusError) -> Tensor {
+    let count = try Tensor.checkedCount(shape)
+    if type == .float32 {
+      let tensor = try Tensor(type, shape: shape)
+      let floats = tensor.mutableBytes.assumingMemoryBound(to: Float.self)
+      for index in 0..<count { floats[index] = Float(Int64(next() >> 40)) / 8_388_608 - 1 }
+      return tensor
+    }
+    if type.isFloat || type.isComplex {
+      let values = (0..<(type.isComplex ? 2 * count : count)).map { _ in
+        Double(Int64(next() >> 40)) / 8_388_608 - 1
+      }
+      return try Tensor(values, type, shape: shape)
+    }
+    if type == .string { return try Tensor(type, shape: shape) }
+    let range = type.integerRange
+    let low = max(range.lowerBound, -100)
+    let high = min(range.upperBound, 100)
+    let values = (0..<count).map { _ in low + Int64(integer(below: Int(high - low + 1))) }
+    return try Tensor(values, type, shape: shape)
+  }
+}

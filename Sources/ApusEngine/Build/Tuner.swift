@@ -1,0 +1,131 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusOps
+import ApusTensor
+
+/// Chooses a tactic for every problem: each candidate must first agree with the reference, then the
+/// fastest measured one wins. Results are remembered in a timing cache.
+struct Tuner {
+  let library: KernelLibrary
+  let cache: TimingCache
+  let level: Int
+  let workspaceLimit: Int?
+  /// The clock value after which nothing more is measured.
+  let deadline: Double
+
+  /// How many candidates each level measures.
+  private var candidateLimit: Int { [1, 3, 5, 8, 16, .max][max(0, min(5, level))] }
+
+  /// The outcome for one problem.
+  struct Outcome {
+    var choice: TacticChoice
+    var report: BuildReport.Tuned
+    var timed: Int
+  }
+
+  /// Chooses for a problem.
+  ///
+  /// - Throws: `resource-limit` when no candidate fits the workspace, `unsupported-operator` when no
+  ///   tactic takes the problem.
+  func tune(_ problem: Problem, _ node: Node) throws(ApusError) -> Outcome {
+    let device = library.selectionDevice
+    var (choices, refusals) = library.selector.candidates(problem)
+    var report = BuildReport.Tuned(
+      problem: problem.key, winner: "", measurements: [],
+      refusals: refusals.map { ($0.tactic, $0.reason) }, fromCache: false,
+      operations: problem.cost.operations)
+    if let entry = cache.entry(problem: problem.key, device: device),
+      let choice = choices.first(where: { $0.id == entry.winner }),
+      choice.tactic.version == entry.version
+    {
+      report.winner = choice.id
+      report.fromCache = true
+      report.measurements = entry.measurements.map { ($0.id, $0.seconds) }
+      return Outcome(choice: choice, report: report, timed: 0)
+    }
+    if let limit = workspaceLimit { try applyWorkspaceLimit(limit, problem, &choices, &report, node) }
+    guard let first = choices.first else { _ = try library.choose(problem); throw noChoice(problem) }
+    var best: (choice: TacticChoice, seconds: Double)?
+    var timed = 0
+    if level > 0 {
+      let bench = try KernelBench(problem: problem, library: library)
+      for choice in preselected(choices) {
+        if best != nil && Clock.seconds > deadline { break }
+        do {
+          let kernel = try library.compile(choice, problem)
+          if let reason = try bench.disagreement(kernel) {
+            report.refusals.append((choice.id, reason))
+            Log.debug(1, "tactic \(choice.id) disagrees with the reference: \(reason)")
+            continue
+          }
+          // The portable tactic is the reference itself and only ever a last resort.
+          if choice.tactic.source == "portable", best != nil { continue }
+          if choices.count == 1 {
+            best = (choice, 0)
+            break
+          }
+          let seconds = try bench.measure(kernel, best: best?.seconds)
+          timed += 1
+          report.measurements.append((choice.id, seconds))
+          Log.debug(4, "\(choice.id) \(seconds * 1e6) us for \(problem.key)")
+          if seconds < best?.seconds ?? .infinity { best = (choice, seconds) }
+        } catch where error.code == .resourceLimit {
+          report.refusals.append((choice.id, error.message))
+        }
+      }
+    }
+    let choice = best?.choice ?? fallback(choices, report) ?? first
+    report.winner = choice.id
+    if level > 0 {
+      cache.record(
+        TimingCache.Entry(
+          winner: choice.id, version: choice.tactic.version,
+          measurements: report.measurements.map { .init(id: $0.id, seconds: $0.seconds) }),
+        problem: problem.key, device: device)
+    }
+    return Outcome(choice: choice, report: report, timed: timed)
+  }
+
+  /// The best estimated candidates, always with the portable one behind them.
+  private func preselected(_ choices: [TacticChoice]) -> [TacticChoice] {
+    let fast = choices.filter { $0.tactic.source != "portable" }
+    let slow = choices.filter { $0.tactic.source == "portable" }
+    return Array(fast.prefix(candidateLimit)) + slow
+  }
+
+  /// The first choice that was not caught disagreeing with the reference.
+  private func fallback(_ choices: [TacticChoice], _ report: BuildReport.Tuned) -> TacticChoice? {
+    choices.first { choice in !report.refusals.contains { $0.id == choice.id } }
+  }
+
+  private func noChoice(_ problem: Problem) -> ApusError {
+    ApusError(.unsupportedOperator, "no tactic takes \(problem.key)")
+  }
+
+  private func applyWorkspaceLimit(
+    _ limit: Int, _ problem: Problem, _ choices: inout [TacticChoice],
+    _ report: inout BuildReport.Tuned, _ node: Node
+  ) throws(ApusError) {
+    var smallest = Int.max
+    var fitting: [TacticChoice] = []
+    for choice in choices {
+      let need = try library.compile(choice, problem).kernel.workspaceByteCount
+      smallest = min(smallest, need)
+      if need <= limit {
+        fitting.append(choice)
+      } else {
+        report.refusals.append((choice.id, "needs \(need) bytes of workspace, allowed are \(limit)"))
+      }
+    }
+    guard !fitting.isEmpty else {
+      throw ApusError(
+        .resourceLimit, "no tactic fits the workspace of \(limit) bytes",
+        hint: "the smallest workspace that would do is \(smallest) bytes", location: node.location)
+    }
+    choices = fitting
+  }
+}

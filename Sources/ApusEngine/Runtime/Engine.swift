@@ -1,0 +1,61 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusOps
+import ApusTensor
+
+/// An optimised network, ready to run: immutable, shared by any number of execution contexts.
+///
+/// An engine is made by a `Builder` or loaded from a file. To run it, make an `ExecutionContext` for
+/// each concurrent caller.
+public final class Engine: Sendable {
+  /// An input or a result.
+  public struct Binding: Sendable, Hashable {
+    /// The name in the model.
+    public let name: String
+    /// The type; sizes that may differ from call to call are symbols.
+    public let type: ValueType
+  }
+
+  /// The optimised network.
+  public let graph: Graph
+  /// Whether the reference interpreter runs it.
+  public let isReference: Bool
+  package let library: KernelLibrary
+  package let program: GraphProgram
+  package let reportText: String
+  let buildRefusals: [(rule: String, node: String, reason: String)]
+
+  package init(
+    graph: Graph, library: KernelLibrary, reportText: String, isReference: Bool,
+    refusals: [(rule: String, node: String, reason: String)] = []
+  ) {
+    buildRefusals = refusals
+    self.graph = graph
+    self.library = library
+    self.reportText = reportText
+    self.isReference = isReference
+    program = GraphProgram(graph, library: library)
+  }
+
+  /// The inputs in order.
+  public var inputs: [Binding] {
+    graph.inputs.map { Binding(name: graph[$0].name, type: graph[$0].type) }
+  }
+
+  /// The results in order.
+  public var outputs: [Binding] {
+    zip(graph.outputNames, graph.outputs).map { Binding(name: $0, type: graph[$1].type) }
+  }
+
+  /// The device the engine runs on.
+  public var device: DeviceTraits { library.backend.traits }
+
+  /// Makes a context with a workspace of its own.
+  public func makeContext() throws(ApusError) -> ExecutionContext {
+    try ExecutionContext(engine: self)
+  }
+}

@@ -153,11 +153,11 @@ import Testing
       return tensor
     }
     let node = Make.node("Mix", ["x", "w"], ["y"])
-    let graph = try ONNXImporter.import(
+    let graph = try ONNXImporter(table: TestTable.table).importModel(
       bytes: Make.model(
         Make.graph(
           [node], inputs: [Make.input("x", [2])], outputs: ["y"], tensors: [tensor("4", "8")])),
-      folder: "/tmp", table: TestTable.table)
+      directory: "/tmp")
     #expect(graph.value(named: "w").flatMap { graph[$0].constant }?.floats() == [2, 3])
     for (offset, length) in [("12", "8"), ("99999999999", "8"), ("-1", nil), ("0", "7"), ("x", nil)]
       as [(String, String?)]

@@ -10,7 +10,7 @@ import Testing
 
 @Suite struct ImportTests {
   private func load(_ bytes: [UInt8]) throws -> Graph {
-    try ONNXImporter.import(bytes: bytes, table: TestTable.table)
+    try ONNXImporter(table: TestTable.table).importModel(bytes: bytes)
   }
 
   @Test func picksTheNewestDefinition() throws {

@@ -128,7 +128,8 @@ enum Make {
   /// The rendered error of an import, or `nil` when it succeeds.
   static func failure(_ bytes: [UInt8], folder: String? = nil) -> String? {
     do {
-      _ = try ONNXImporter.import(bytes: bytes, folder: folder, table: TestTable.table)
+      _ = try ONNXImporter(table: TestTable.table).importModel(
+        bytes: bytes, directory: folder)
       return nil
     } catch {
       return error.description

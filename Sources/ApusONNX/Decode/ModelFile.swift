@@ -28,8 +28,8 @@ struct ModelFile {
   }
 
   /// Decodes a model in memory.
-  init(bytes: [UInt8], folder: String?) throws(ApusError) {
-    try self.init(try ByteView(copying: bytes), path: nil, folder: folder)
+  init(_ view: ByteView, directory: String?) throws(ApusError) {
+    try self.init(view, path: nil, folder: directory)
   }
 
   private init(_ view: ByteView, path: String?, folder: String?) throws(ApusError) {

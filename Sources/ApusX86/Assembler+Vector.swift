@@ -172,6 +172,10 @@ extension Assembler {
   package func vbroadcastss(_ to: Vec, _ from: some VectorOperand) {
     two(VectorRow(.x66, .m0F38, 0x18, .fixed(4)), to, from)
   }
+  /// Broadcasts to the lanes set in `mask`, clearing the others (AVX-512).
+  package func vbroadcastss(_ to: Vec, _ from: some VectorOperand, mask: Mask) {
+    two(VectorRow(.x66, .m0F38, 0x18, .fixed(4)), to, from, mask, true)
+  }
   package func vpbroadcastd(_ to: Vec, _ from: some VectorOperand) {
     two(VectorRow(.x66, .m0F38, 0x58, .fixed(4)), to, from)
   }
@@ -283,6 +287,7 @@ package enum Predicate: UInt8, Sendable {
   case greater = 0x1E
   /// True when an operand is NaN.
   case notEqual = 0x04
+  case notLess = 0x15
   case unordered = 0x03
   case ordered = 0x07
 }

@@ -71,7 +71,7 @@ public enum ReferenceInterpreter {
     for input in node.inputs {
       operands.append(try input.flatMap { id throws(ApusError) in try value(id, graph, values) })
     }
-    do {
+    do throws(ApusError) {
       let results = try node.op.evaluate(operands)
       guard results.count >= node.outputs.count else {
         throw ApusError(

@@ -11,11 +11,11 @@ extension OperatorRegistry {
     registerMovement(&registry)
     registerIndexing(&registry)
     registerReduction(&registry)
-    // registerConvolution(&registry)
-    // registerNormalization(&registry)
-    // registerRecurrent(&registry)
-    // registerQuantization(&registry)
-    // registerControlFlow(&registry)
+    registerConvolution(&registry)
+    registerNormalization(&registry)
+    registerRecurrent(&registry)
+    registerQuantization(&registry)
+    registerControlFlow(&registry)
     return registry
   }()
 }

@@ -16,7 +16,6 @@ extension OperatorRegistry {
     registerRecurrent(&registry)
     registerQuantization(&registry)
     registerControlFlow(&registry)
-    // registerSequence(&registry)
     return registry
   }()
 }

@@ -5,94 +5,105 @@ import ApusBase
 import ApusGraph
 import ApusTensor
 
-/// Runs graphs by their operators' reference semantics, node by node: the specification that kernels,
-/// passes and backends are compared with.
+/// Runs a graph by the operators' own definitions: the semantics everything else is tested against.
 public enum ReferenceInterpreter {
-  /// The results of a graph, in order.
+  /// The graph's results, in the order of its outputs, for inputs in the order of its inputs.
   ///
-  /// - Throws: what an operator throws, with the node's location.
-  public static func run(_ graph: Graph, inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue]
-  {
-    var values = try start(graph, inputs)
-    let order = try graph.topologicalOrder()
-    var uses = useCounts(graph, order)
-    for id in order {
-      try step(graph[id], graph, &values)
-      for input in graph[id].inputs.compactMap({ $0 }) {
-        uses[input, default: 0] -= 1
-        if uses[input] == 0 { values[input] = nil }
-      }
-    }
-    return try results(graph, values)
-  }
-
-  /// Every value of a graph.
-  public static func runAll(_ graph: Graph, inputs: [RuntimeValue?]) throws(ApusError)
-    -> [ValueID: RuntimeValue]
-  {
-    var values = try start(graph, inputs)
-    for id in try graph.topologicalOrder() { try step(graph[id], graph, &values) }
-    return values
-  }
-
-  private static func start(_ graph: Graph, _ inputs: [RuntimeValue?]) throws(ApusError)
-    -> [ValueID: RuntimeValue]
-  {
-    guard inputs.count == graph.inputs.count else {
-      throw ApusError(
-        .invalidArgument,
-        "'\(graph.name)' has \(graph.inputs.count) inputs, \(inputs.count) are given")
-    }
-    var values: [ValueID: RuntimeValue] = [:]
-    for (id, value) in zip(graph.inputs, inputs) { values[id] = value }
-    return values
-  }
-
-  private static func useCounts(_ graph: Graph, _ order: [NodeID]) -> [ValueID: Int] {
-    var uses: [ValueID: Int] = [:]
-    for id in order { for input in graph[id].inputs.compactMap({ $0 }) { uses[input, default: 0] += 1 } }
-    for output in graph.outputs { uses[output, default: 0] += 1 }
-    return uses
-  }
-
-  private static func value(_ id: ValueID, _ graph: Graph, _ values: [ValueID: RuntimeValue])
-    throws(ApusError) -> RuntimeValue?
-  {
-    if let known = values[id] { return known }
-    guard let constant = graph[id].constant else { return nil }
-    guard let packing = graph[id].packing else { return .tensor(constant) }
-    return .tensor(try packing.unpack(constant, shape: graph[id].type.tensor?.shape ?? []))
-  }
-
-  private static func step(
-    _ node: Node, _ graph: Graph, _ values: inout [ValueID: RuntimeValue]
-  ) throws(ApusError) {
-    var operands: [RuntimeValue?] = []
-    for input in node.inputs {
-      operands.append(try input.flatMap { id throws(ApusError) in try value(id, graph, values) })
-    }
-    do {
-      let results = try node.op.evaluate(operands)
-      guard results.count >= node.outputs.count else {
-        throw ApusError(
-          .internalError, "\(results.count) results where \(node.outputs.count) are expected")
-      }
-      for (output, value) in zip(node.outputs, results) { values[output] = value }
-    } catch {
-      throw error.at(node.location).at(GraphLocation(node: node.name, operatorName: node.op.name))
-    }
-  }
-
-  private static func results(_ graph: Graph, _ values: [ValueID: RuntimeValue]) throws(ApusError)
+  /// - Throws: whatever an operator throws, with the node's location.
+  public static func run(_ graph: Graph, inputs: [RuntimeValue?]) throws(ApusError)
     -> [RuntimeValue]
   {
+    let values = try execute(graph, inputs, keepsAll: false)
     var results: [RuntimeValue] = []
-    for (name, id) in zip(graph.outputNames, graph.outputs) {
-      guard let value = try value(id, graph, values) else {
-        throw ApusError(.internalError, "result '\(name)' was not computed")
+    for (index, output) in graph.outputs.enumerated() {
+      guard let value = values[output] else {
+        throw ApusError(
+          .invalidGraph, "nothing computes the result '\(graph.outputNames[index])'")
       }
       results.append(value)
     }
     return results
+  }
+
+  /// Every value of the graph, intermediate ones included.
+  public static func runAll(_ graph: Graph, inputs: [RuntimeValue?]) throws(ApusError)
+    -> [ValueID: RuntimeValue]
+  {
+    try execute(graph, inputs, keepsAll: true)
+  }
+
+  private static func execute(_ graph: Graph, _ inputs: [RuntimeValue?], keepsAll: Bool)
+    throws(ApusError) -> [ValueID: RuntimeValue]
+  {
+    guard inputs.count == graph.inputs.count else {
+      throw ApusError(
+        .invalidArgument,
+        "the graph '\(graph.name)' takes \(graph.inputs.count) inputs, \(inputs.count) are given")
+    }
+    var values: [ValueID: RuntimeValue] = [:]
+    var uses: [ValueID: Int] = [:]
+    for (id, value) in zip(graph.inputs, inputs) { values[id] = value }
+    let order = try graph.topologicalOrder()
+    for node in order {
+      for input in graph[node].inputs { if let input { uses[input, default: 0] += 1 } }
+    }
+    for output in graph.outputs {
+      uses[output, default: 0] += 1
+      if graph[output].constant != nil { values[output] = try constant(graph, output) }
+    }
+    for id in order {
+      let node = graph[id]
+      let place = GraphLocation(node: node.name, operatorName: node.op.name)
+      let results: [RuntimeValue]
+      do {
+        results = try evaluate(graph, node, values)
+      } catch {
+        throw error.at(node.location).at(place)
+      }
+      for (output, result) in zip(node.outputs, results)
+      where keepsAll || uses[output, default: 0] > 0 {
+        if values[output] == nil { values[output] = result }
+      }
+      if keepsAll { continue }
+      for input in node.inputs {
+        guard let input, let left = uses[input] else { continue }
+        uses[input] = left - 1
+        if left == 1 { values[input] = nil }
+      }
+    }
+    return values
+  }
+
+  private static func evaluate(
+    _ graph: Graph, _ node: Node, _ values: [ValueID: RuntimeValue]
+  ) throws(ApusError) -> [RuntimeValue] {
+    var operands: [RuntimeValue?] = []
+    for input in node.inputs { operands.append(try operand(graph, input, values)) }
+    let results = try node.op.evaluate(operands)
+    guard results.count >= node.outputs.count else {
+      throw ApusError(
+        .internalError, "\(results.count) results were computed of \(node.outputs.count)")
+    }
+    return results
+  }
+
+  private static func operand(
+    _ graph: Graph, _ id: ValueID?, _ values: [ValueID: RuntimeValue]
+  ) throws(ApusError) -> RuntimeValue? {
+    guard let id else { return nil }
+    if let value = values[id] { return value }
+    if graph[id].constant != nil { return try constant(graph, id) }
+    if graph.inputs.contains(id) { return nil }
+    throw ApusError(.invalidGraph, "nothing computes the operand '\(graph[id].name)'")
+  }
+
+  /// A constant in its declared shape; packed ones are put back into row-major order.
+  private static func constant(_ graph: Graph, _ id: ValueID) throws(ApusError) -> RuntimeValue? {
+    guard let tensor = graph[id].constant else { return nil }
+    guard let packing = graph[id].packing else { return .tensor(tensor) }
+    guard let shape = graph[id].type.tensor?.shape else {
+      throw ApusError(.invalidGraph, "the packed constant '\(graph[id].name)' has no fixed shape")
+    }
+    return .tensor(try packing.unpack(tensor, shape: shape))
   }
 }

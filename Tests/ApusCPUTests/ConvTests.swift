@@ -109,4 +109,39 @@ func convReference(
       }
     }
   }
+
+  @Test(arguments: testedISAs) func depthwiseConvolutionsAtTheEdges(isa: ISA) throws {
+    for channels in [1, 7, 8, 15, 16, 17, 32, 40, 70] {
+      let shapes = [
+        convShape(1, (9, 9), (channels, channels), kernel: (3, 3), pad: (1, 1, 1, 1)),
+        convShape(2, (8, 15), (channels, channels), kernel: (3, 3), stride: (2, 2), pad: (0, 0, 1, 1)),
+        convShape(1, (7, 30), (channels, channels), kernel: (5, 5), pad: (2, 2, 2, 2)),
+        convShape(1, (3, 2), (channels, channels), kernel: (5, 5), pad: (2, 2, 2, 2)),
+        convShape(
+          1, (11, 12), (channels, channels), kernel: (3, 2), dilation: (2, 3), pad: (2, 3, 2, 0)),
+      ]
+      for var s in shapes {
+        s.groups = channels
+        let input = GuardedBuffer.random(s.batch * s.inHeight * s.inWidth * channels)
+        let weights = GuardedBuffer.random(s.kernelHeight * s.kernelWidth * channels, seed: 2)
+        let want = convReference(s, input, weights)
+        let bias = GuardedBuffer.random(channels, seed: 3)
+        let other = GuardedBuffer.random(want.count, seed: 4)
+        let plan = try DepthwisePlan(
+          s, isa: isa, epilogue: .max(.input(0) + .input(1) + .input(2), .const(0)),
+          operands: [.perColumn, .full])
+        let output = GuardedBuffer(count: want.count) { _ in .nan }
+        plan.run(
+          input: input.raw, weights: weights.raw, output: output.raw,
+          operands: [UnsafeRawPointer(bias.raw), UnsafeRawPointer(other.raw)], pool: pool)
+        var worst = 0.0
+        for index in 0..<want.count {
+          let exact = max(0, want[index] + Double(bias[index % channels]) + Double(other[index]))
+          let error = abs(Double(output[index]) - exact)
+          worst = error.isNaN ? .infinity : max(worst, error)
+        }
+        #expect(worst < 1e-5, "\(isa) \(s)")
+      }
+    }
+  }
 }

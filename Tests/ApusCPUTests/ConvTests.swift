@@ -127,8 +127,8 @@ func convReference(
         let want = convReference(s, input, weights)
         let bias = GuardedBuffer.random(channels, seed: 3)
         let other = GuardedBuffer.random(want.count, seed: 4)
-        let plan = try DepthwisePlan(
-          s, isa: isa, epilogue: .max(.input(0) + .input(1) + .input(2), .const(0)),
+        let plan = try WindowPlan(
+          .depthwise, s, isa: isa, epilogue: .max(.input(0) + .input(1) + .input(2), .const(0)),
           operands: [.perColumn, .full])
         let output = GuardedBuffer(count: want.count) { _ in .nan }
         plan.run(
@@ -141,6 +141,57 @@ func convReference(
           worst = error.isNaN ? .infinity : max(worst, error)
         }
         #expect(worst < 1e-5, "\(isa) \(s)")
+      }
+    }
+  }
+
+  @Test(arguments: testedISAs) func poolingAtTheEdges(isa: ISA) throws {
+    for channels in [1, 9, 16, 33] {
+      let shapes = [
+        convShape(1, (9, 9), (channels, channels), kernel: (3, 3), stride: (2, 2), pad: (1, 1, 1, 1)),
+        convShape(2, (8, 7), (channels, channels), kernel: (2, 2), stride: (2, 2), pad: (0, 0, 0, 1)),
+        convShape(1, (7, 7), (channels, channels), kernel: (7, 7)),
+        convShape(1, (6, 20), (channels, channels), kernel: (3, 3), dilation: (2, 2), pad: (2, 2, 2, 2)),
+      ]
+      for s in shapes {
+        let input = GuardedBuffer.random(s.batch * s.inHeight * s.inWidth * channels)
+        input.pointer[input.count / 2] = .nan
+        for mode in [WindowPlan.Mode.maximum, .average, .averageOver(9)] {
+          let plan = try WindowPlan(mode, s, isa: isa)
+          let output = GuardedBuffer(count: s.batch * s.outHeight * s.outWidth * channels)
+          plan.run(input: input.raw, output: output.raw, pool: pool)
+          var index = 0
+          for image in 0..<s.batch {
+            for y in 0..<s.outHeight {
+              for x in 0..<s.outWidth {
+                for c in 0..<channels {
+                  var (largest, sum, count) = (-Float.infinity, Float(0), 0)
+                  for ky in 0..<s.kernelHeight {
+                    let row = y * s.strideHeight + ky * s.dilationHeight - s.padTop
+                    for kx in 0..<s.kernelWidth where row >= 0 && row < s.inHeight {
+                      let column = x * s.strideWidth + kx * s.dilationWidth - s.padLeft
+                      if column < 0 || column >= s.inWidth { continue }
+                      let value = input[
+                        ((image * s.inHeight + row) * s.inWidth + column) * channels + c]
+                      largest = largest.isNaN || value.isNaN ? .nan : max(largest, value)
+                      sum += value
+                      count += 1
+                    }
+                  }
+                  let want: Float =
+                    switch mode {
+                    case .maximum: largest
+                    case .average: sum / Float(count)
+                    default: sum / 9
+                    }
+                  let got = output[index]
+                  #expect(got.isNaN && want.isNaN || abs(got - want) < 1e-5)
+                  index += 1
+                }
+              }
+            }
+          }
+        }
       }
     }
   }

@@ -47,14 +47,14 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
       let columns = Double(vectors) / Double(panels)
       let inFlight = isa == .avx512 ? 6.0 : 10.0
       // Loads of B per multiply-add fall with the rows, loads of A with the columns.
-      let loads = isa == .avx512 ? 1 / (1 + 1.5 / rows) : 1 / (0.5 / rows + 0.5 / columns + 0.5)
+      let loads = isa == .avx512 ? 1 / (1 + 0.3 / rows) : 1 / (0.5 / rows + 0.5 / columns + 0.5)
       var score = min(1, rows * columns / inFlight) * min(1, loads)
       score += 0.002 * rows * columns
       // Many rows touch many pages and cache sets at once.
       score *= 1 - 0.003 * max(0, rows - 7)
       if score > bestScore {
         bestScore = score
-        best = GemmTile(rows: tile.rows, vectors: tile.vectors)
+        best = GemmTile(rows: tile.rows, vectors: min(vectors, tile.vectors))
       }
     }
     return best

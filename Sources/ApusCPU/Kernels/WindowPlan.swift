@@ -5,13 +5,26 @@ import ApusBase
 import ApusGraph
 import ApusX86
 
-/// A channels-last depthwise convolution: every channel has its own window. Weights are
-/// `[kernelHeight, kernelWidth, channels]`, used as they lie.
+/// Windows that slide over channels-last pixels with every channel on its own: depthwise convolution
+/// (weights `[kernelHeight, kernelWidth, channels]`, used as they lie) and pooling.
 ///
 /// One call of generated code computes some output pixels side by side for all channels. Windows that
 /// reach outside the input are handled by starting from fewer window rows, and from fewer window
 /// columns in the few pixels at the left and right edge; the input is not copied.
-package final class DepthwisePlan: Sendable {
+package final class WindowPlan: Sendable {
+  /// What becomes of a window.
+  package enum Mode: Hashable, Sendable {
+    /// The sum of the products with the channel's weights.
+    case depthwise
+    /// The largest element.
+    case maximum
+    /// The mean of the elements inside the input.
+    case average
+    /// The sum over a fixed number: means that count zeros around the input.
+    case averageOver(Int)
+  }
+
+  private let mode: Mode
   private let shape: ConvShape
   private let isa: ISA
   private let operands: [EpilogueOperand]
@@ -29,16 +42,21 @@ package final class DepthwisePlan: Sendable {
     var kernel: Int
   }
 
-  /// Plans a convolution; `shape` has as many groups as input and output channels.
+  /// Plans windows; `shape` has as many output as input channels, its groups do not matter.
   package init(
-    _ shape: ConvShape, isa: ISA = .current, epilogue: ScalarExpr = .input(0),
+    _ mode: Mode, _ shape: ConvShape, isa: ISA = .current, epilogue: ScalarExpr = .input(0),
     operands: [EpilogueOperand] = []
   ) throws(ApusError) {
-    guard isa != .portable, shape.isValid, shape.groups == shape.inChannels,
-      shape.outChannels == shape.inChannels
-    else {
-      throw ApusError(.notYetSupported, "this convolution is not depthwise")
+    guard isa != .portable, shape.isValid, shape.outChannels == shape.inChannels else {
+      throw ApusError(.notYetSupported, "these windows have no generated kernel")
     }
+    self.mode = mode
+    let operation: WindowKernel.Operation =
+      switch mode {
+      case .depthwise: .multiply
+      case .maximum: .maximum
+      case .average, .averageOver: .sum
+      }
     self.shape = shape
     self.isa = isa
     self.operands = operands
@@ -57,7 +75,7 @@ package final class DepthwisePlan: Sendable {
           columnStep: shape.dilationWidth * shape.inChannels * 4,
           weightRowStep: shape.kernelWidth * shape.inChannels * 4,
           rowStep: shape.dilationHeight * shape.inWidth * shape.inChannels * 4,
-          operation: .multiply, epilogue: epilogue, operands: operands, isa: isa)
+          operation: operation, epilogue: epilogue, operands: operands, isa: isa)
         if known[window] == nil {
           known[window] = kernels.count
           kernels.append(try WindowKernel(window))
@@ -96,9 +114,9 @@ package final class DepthwisePlan: Sendable {
     return low..<max(low, high)
   }
 
-  /// Convolves. `operands` holds the addresses of the epilogue's extra operands.
+  /// Computes all windows; `weights` only for convolution. `operands` holds the addresses of the epilogue's extra operands.
   package func run(
-    input: UnsafeRawPointer, weights: UnsafeRawPointer, output: UnsafeMutableRawPointer,
+    input: UnsafeRawPointer, weights: UnsafeRawPointer? = nil, output: UnsafeMutableRawPointer,
     operands: UnsafePointer<UnsafeRawPointer>? = nil, pool: ThreadPool
   ) {
     let s = shape
@@ -122,10 +140,11 @@ package final class DepthwisePlan: Sendable {
             arguments[WindowKernel.Argument.input] =
               Int(bitPattern: input) + (line + left) * pixel
             arguments[WindowKernel.Argument.weights] =
-              Int(bitPattern: weights)
+              (weights.map { Int(bitPattern: $0) } ?? 0)
               + (rows.lowerBound * s.kernelWidth + run.columns.lowerBound) * pixel
             arguments[WindowKernel.Argument.output] = Int(bitPattern: output) + place
             arguments[WindowKernel.Argument.rows] = run.columns.isEmpty ? 0 : rows.count
+            arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns.count)
             if let operands {
               for (index, kind) in self.operands.enumerated() {
                 arguments[WindowKernel.Argument.operands + index] =
@@ -136,6 +155,15 @@ package final class DepthwisePlan: Sendable {
           }
         }
       }
+    }
+  }
+
+  /// What the sum over a window with `inside` elements in the input is multiplied by.
+  private func factor(_ inside: Int) -> Int {
+    switch mode {
+    case .depthwise, .maximum: 0
+    case .average: Int((1 / Float(max(1, inside))).bitPattern)
+    case .averageOver(let count): Int((1 / Float(max(1, count))).bitPattern)
     }
   }
 }

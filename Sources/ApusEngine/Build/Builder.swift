@@ -50,7 +50,23 @@ public struct Builder: Sendable {
     report.phases.append((BuildPhase.packed.rawValue, Clock.seconds - packing))
     report.totalSeconds = Clock.seconds - start
     return Engine(
-      graph: graph, library: library, reportText: report.json.text(), isReference: false)
+      graph: graph, library: library, reportText: report.json.text(), isReference: false,
+      refusals: report.refusals)
+  }
+
+  /// Tunes every problem of a network and returns what was measured, without building an engine.
+  ///
+  /// - Throws: as `build`.
+  public func tuneAll(_ network: Graph) throws(ApusError) -> [BuildReport.Tuned] {
+    let backend = try Devices.backend(
+      for: configuration.device, threadCount: configuration.threadCount)
+    var graph = network
+    var report = BuildReport()
+    let types = try TunedShapes(configuration).types(of: graph)
+    var pipeline = Pipeline()
+    try pipeline.run(&graph, report: &report)
+    _ = try tune(graph, types, backend, Clock.seconds, &report)
+    return report.tuned
   }
 
   private func checkPrecision() throws(ApusError) {

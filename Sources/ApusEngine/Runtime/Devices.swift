@@ -31,6 +31,18 @@ public enum Devices {
       hint: "use --device cpu")
   }
 
+  /// Every usable device as JSON: `kind`, `name`, `isa`, `threads`, `fingerprint`.
+  public static var json: JSON {
+    let traits = (try? all()) ?? []
+    return .array(
+      traits.map {
+        .object([
+          ("kind", .string($0.kind)), ("name", .string($0.name)), ("isa", .string($0.isa)),
+          ("threads", .int($0.threadCount)), ("fingerprint", .string($0.fingerprint)),
+        ])
+      })
+  }
+
   /// Every usable device.
   public static func all() throws(ApusError) -> [DeviceTraits] {
     [try CPUBackend.shared(threadCount: 0).traits]

@@ -59,7 +59,8 @@ let package = Package(
     .testTarget(name: "ApusBaseTests", dependencies: ["ApusBase", "ApusTensor"], swiftSettings: settings),
     .testTarget(name: "ApusGraphTests", dependencies: ["ApusGraph", "ApusTestSupport"], swiftSettings: settings),
     .testTarget(name: "ApusOpsTests", dependencies: ["ApusOps", "ApusTestSupport"], swiftSettings: settings),
-    .testTarget(name: "ApusONNXTests", dependencies: ["ApusONNX", "ApusTestSupport"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusONNXTests", dependencies: ["ApusONNX", "ApusProto", "ApusTestSupport"], swiftSettings: settings),
     .testTarget(
       name: "ApusOptimizeTests", dependencies: ["ApusOptimize", "ApusTestSupport"],
       swiftSettings: settings),

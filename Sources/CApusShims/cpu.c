@@ -1,6 +1,23 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
+#if defined(__linux__)
+#define _GNU_SOURCE
+#include <sched.h>
+#endif
+#include <unistd.h>
 #include "apus_cpu.h"
+
+int apus_available_processors(void) {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) {
+    int count = CPU_COUNT(&set);
+    if (count > 0) return count;
+  }
+#endif
+  long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? (int)online : 1;
+}
 
 #if defined(__x86_64__)
 #include <cpuid.h>

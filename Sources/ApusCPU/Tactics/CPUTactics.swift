@@ -9,12 +9,23 @@ enum CPUTactics {
     let native: [any Tactic] = [
       StridedCopyTactic(pool: pool),
       GatherTactic(pool: pool),
+      SoftmaxTactic(pool: pool),
+      LayerNormalizationTactic(pool: pool),
+      ReduceTactic(pool: pool),
+      PoolTactic(pool: pool),
+      LRNTactic(pool: pool),
     ]
     return generated(isa: isa, pool: pool) + native + [PortableTactic()]
   }
 
   private static func generated(isa: ISA, pool: ThreadPool) -> [any Tactic] {
     guard isa != .portable else { return [] }
-    return []
+    return [
+      MatMulTactic(isa: isa, pool: pool),
+      BatchedMatMulTactic(isa: isa, pool: pool),
+      ConvTactic(isa: isa, pool: pool),
+      DepthwiseTactic(isa: isa, pool: pool),
+      PointwiseTactic(isa: isa, pool: pool),
+    ]
   }
 }

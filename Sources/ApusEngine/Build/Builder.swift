@@ -11,16 +11,27 @@ import ApusTensor
 /// Builds engines: optimises a network, chooses a tactic for every problem, packs the constants.
 public struct Builder: Sendable {
   private let configuration: BuilderConfiguration
+  private let chosenBackend: (any Backend)?
   private let progress: ProgressHandler?
 
   /// A builder.
   ///
-  /// - Parameter progress: Called between steps; returning false stops tuning with the best so far.
-  public init(_ configuration: BuilderConfiguration = BuilderConfiguration(),
-    progress: ProgressHandler? = nil)
-  {
+  /// - Parameters:
+  ///   - backend: A device that Apus does not know by name; nil for the configuration's.
+  ///   - progress: Called between steps; returning false stops tuning with the best so far.
+  public init(
+    _ configuration: BuilderConfiguration = BuilderConfiguration(),
+    backend: (any Backend)? = nil, progress: ProgressHandler? = nil
+  ) {
     self.configuration = configuration
+    chosenBackend = backend
     self.progress = progress
+  }
+
+  private func backend() throws(ApusError) -> any Backend {
+    if let chosenBackend { return chosenBackend }
+    return try Devices.backend(
+      for: configuration.device, threadCount: configuration.threadCount)
   }
 
   /// Builds an engine for a network.
@@ -30,8 +41,7 @@ public struct Builder: Sendable {
   public func build(_ network: Graph) throws(ApusError) -> Engine {
     try checkPrecision()
     let start = Clock.seconds
-    let backend = try Devices.backend(
-      for: configuration.device, threadCount: configuration.threadCount)
+    let backend = try backend()
     if configuration.isReference {
       let library = KernelLibrary(backend: backend, selections: TimingCache())
       return Engine(graph: network, library: library, reportText: "{}", isReference: true)
@@ -58,8 +68,7 @@ public struct Builder: Sendable {
   ///
   /// - Throws: as `build`.
   public func tuneAll(_ network: Graph) throws(ApusError) -> [BuildReport.Tuned] {
-    let backend = try Devices.backend(
-      for: configuration.device, threadCount: configuration.threadCount)
+    let backend = try backend()
     var graph = network
     var report = BuildReport()
     let types = try TunedShapes(configuration).types(of: graph)

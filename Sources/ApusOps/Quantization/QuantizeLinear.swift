@@ -149,7 +149,8 @@ public struct DequantizeLinear: Operator {
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
-    return [typed(outputType ?? (try inputs.tensor(1).dataType), x.dims)]
+    let scale = try inputs.tensor(1)
+    return [typed(outputType ?? scale.dataType, x.dims)]
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {

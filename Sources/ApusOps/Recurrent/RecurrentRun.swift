@@ -87,6 +87,7 @@ struct RecurrentRun {
     let isBatchFirst = attributes.layout == 1
     (sequence, batch) = isBatchFirst ? (x.shape[1], x.shape[0]) : (x.shape[0], x.shape[1])
     inputSize = x.shape[2]
+    let batchCount = batch
     let hidden = attributes.hiddenSize
     let directions = attributes.directionCount
     func checked(_ index: Int, _ what: String, _ count: Int) throws(ApusError) -> [Double]? {
@@ -97,23 +98,25 @@ struct RecurrentRun {
       return tensor.doubles()
     }
     self.x = isBatchFirst ? Self.swapped(x.doubles(), batch, sequence, inputSize) : x.doubles()
-    guard let w = try checked(1, "W", directions * gates * hidden * inputSize),
+    let depth = x.shape[2]
+    guard let w = try checked(1, "W", directions * gates * hidden * depth),
       let r = try checked(2, "R", directions * gates * hidden * hidden)
     else { throw ApusError(.typeMismatch, "W or R is missing") }
     self.w = w
     self.r = r
     bias = try checked(3, "B", directions * 2 * gates * hidden)
     lengths =
-      try checked(4, "sequence_lens", batch)?.map { Int($0) }
-      ?? Array(repeating: sequence, count: batch)
-    guard lengths.allSatisfy({ $0 >= 0 && $0 <= sequence }) else {
-      throw ApusError(.execution, "a sequence length is outside 0...\(sequence)")
+      try checked(4, "sequence_lens", batchCount)?.map { Int($0) }
+      ?? Array(repeating: sequence, count: batchCount)
+    let steps = sequence
+    guard lengths.allSatisfy({ $0 >= 0 && $0 <= steps }) else {
+      throw ApusError(.execution, "a sequence length is outside 0...\(steps)")
     }
-    let stateCount = directions * batch * hidden
+    let stateCount = directions * batchCount * hidden
     let zero = [Double](repeating: 0, count: stateCount)
     func state(_ index: Int, _ what: String) throws(ApusError) -> [Double] {
       guard let values = try checked(index, what, stateCount) else { return zero }
-      return isBatchFirst ? Self.swapped(values, batch, directions, hidden) : values
+      return isBatchFirst ? Self.swapped(values, batchCount, directions, hidden) : values
     }
     hiddenState = try state(5, "initial_h")
     cellState = peephole ? try state(6, "initial_c") : zero

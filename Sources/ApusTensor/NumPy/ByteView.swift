@@ -20,8 +20,14 @@ package struct ByteView: Sendable {
     array.withUnsafeBytes {
       UnsafeMutableRawBufferPointer(start: memory.base, count: array.count).copyMemory(from: $0)
     }
-    bytes = UnsafeRawBufferPointer(start: memory.base, count: array.count)
-    owner = memory
+    self.init(memory: memory)
+  }
+
+  /// A view of a copy of `source` on an aligned address.
+  package init(copying source: UnsafeRawBufferPointer) throws(ApusError) {
+    let memory = try AlignedMemory(byteCount: source.count)
+    UnsafeMutableRawBufferPointer(start: memory.base, count: source.count).copyMemory(from: source)
+    self.init(memory: memory)
   }
 
   /// A view of memory that has been filled.

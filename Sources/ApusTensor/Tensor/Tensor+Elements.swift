@@ -23,7 +23,7 @@ extension Tensor {
       return withElements(of: UInt8.self) {
         $0.map { $0 == 0xff ? Double.nan : SmallFloat.powerOfTwo(Int($0) - 127) }
       }
-    case .uint64: return withElements(of: UInt64.self) { $0.map(Double.init) }
+    case .uint64: return withElements(of: UInt64.self) { $0.map { Double($0) } }
     case .string: return []
     default:
       if let format = dataType.smallFloat {

@@ -13,4 +13,7 @@ uint64_t apus_xgetbv0(void);
 
 /// Hints to the processor that the caller spins.
 void apus_cpu_relax(void);
+
+/// The number of processors this process may use, at least 1.
+int apus_available_processors(void);
 #endif

@@ -1,0 +1,98 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusX86
+import CApusShims
+
+/// The instruction set families that kernels are generated for.
+package enum ISA: String, Hashable, Sendable {
+  /// 512-bit vectors with masks: AVX-512 F, VL, BW and DQ.
+  case avx512
+  /// 256-bit vectors with fused multiply-add and BMI2.
+  case avx2
+  /// No generated code.
+  case portable
+
+  /// The widest vectors of the family.
+  package var width: VectorWidth { self == .avx512 ? .zmm : .ymm }
+  /// Single-precision lanes in one vector.
+  package var lanes: Int { width.lanes }
+  /// Vector registers.
+  package var registerCount: Int { self == .avx512 ? 32 : 16 }
+
+  /// The family in use: the best the machine has, or what `APUS_CPU_ISA` asks for if the machine has
+  /// it.
+  package static let current: ISA = {
+    let best = CPUFeatures.host.best
+    switch (ISA(rawValue: Knobs.cpuISA.text), best) {
+    case (.portable, _): return .portable
+    case (.avx2, .avx512), (.avx2, .avx2): return .avx2
+    default: return best
+    }
+  }()
+}
+
+/// What the processor and the operating system support.
+package struct CPUFeatures: Hashable, Sendable {
+  package var avx2 = false
+  package var fma = false
+  package var bmi2 = false
+  package var f16c = false
+  package var avx512 = false
+  package var avx512VNNI = false
+  package var avx512BF16 = false
+  /// The model as the processor names itself.
+  package var name = ""
+
+  /// The best family this machine can run.
+  package var best: ISA { avx512 ? .avx512 : avx2 && fma && bmi2 ? .avx2 : .portable }
+
+  /// The machine we run on.
+  package static let host = CPUFeatures.detect()
+
+  private static func cpuid(_ leaf: UInt32, _ subleaf: UInt32 = 0) -> [UInt32] {
+    var registers: [UInt32] = [0, 0, 0, 0]
+    apus_cpuid(leaf, subleaf, &registers)
+    return registers
+  }
+
+  private static func detect() -> CPUFeatures {
+    var features = CPUFeatures()
+    let limit = cpuid(0)[0]
+    guard limit >= 7 else { return features }
+    let basic = cpuid(1)[2]
+    let extended = cpuid(7)
+    let more = cpuid(7, 1)
+    let saved = apus_xgetbv0()
+    // The system must save the registers: XMM and YMM, for AVX-512 also masks and both ZMM halves.
+    let ymmSaved = saved & 0x6 == 0x6
+    let zmmSaved = saved & 0xE6 == 0xE6
+    func bit(_ word: UInt32, _ index: UInt32) -> Bool { word >> index & 1 == 1 }
+    let avx = ymmSaved && bit(basic, 28)
+    features.fma = avx && bit(basic, 12)
+    features.f16c = avx && bit(basic, 29)
+    features.avx2 = avx && bit(extended[1], 5)
+    features.bmi2 = bit(extended[1], 8)
+    let parts = [16, 17, 30, 31].allSatisfy { bit(extended[1], $0) }  // F, DQ, BW, VL
+    features.avx512 = zmmSaved && features.avx2 && features.fma && features.bmi2 && parts
+    features.avx512VNNI = features.avx512 && bit(extended[2], 11)
+    features.avx512BF16 = features.avx512 && extended[0] >= 1 && bit(more[0], 5)
+    features.name = brand()
+    return features
+  }
+
+  private static func brand() -> String {
+    guard cpuid(0x8000_0000)[0] >= 0x8000_0004 else { return "" }
+    var bytes: [UInt8] = []
+    for leaf in UInt32(0x8000_0002)...0x8000_0004 {
+      for word in cpuid(leaf) {
+        for shift in stride(from: UInt32(0), to: 32, by: 8) {
+          bytes.append(UInt8(truncatingIfNeeded: word >> shift))
+        }
+      }
+    }
+    let text = String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+    return text.split(separator: " ").joined(separator: " ")
+  }
+}

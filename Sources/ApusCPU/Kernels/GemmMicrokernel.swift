@@ -1,0 +1,320 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusX86
+
+/// How an extra operand of an epilogue is indexed; operand `n` is input `n + 1` of the expression.
+package enum EpilogueOperand: Hashable, Sendable {
+  /// One element.
+  case scalar
+  /// One element for every column of the result.
+  case perColumn
+  /// One element for every element of the result, with the result's row stride.
+  case full
+}
+
+/// What one generated tile computes: `C[rows x columns] (+)= sum over the batch of A_b * B_b`.
+///
+/// Row `i` of `A_b` starts `rowOffsets[i]` bytes behind its first, so the rows of a tile may be rows of
+/// a matrix or the pixels a convolution reads. B lies in a panel: for each `k`, `panelVectors` vectors
+/// side by side; the `B_b` follow each other.
+package struct MicrokernelShape: Hashable, Sendable {
+  /// Where the rows of A start, in bytes.
+  package var rowOffsets: [Int]
+  /// Vectors of columns computed.
+  package var vectors: Int
+  /// Vectors of columns in the panel.
+  package var panelVectors: Int
+  /// Columns of the last vector that exist.
+  package var lastColumns: Int
+  /// Bytes from one row of C (and of full operands) to the next.
+  package var rowBytesOfC: Int
+  /// What happens to each element before it is stored for the last time.
+  package var epilogue: ScalarExpr
+  package var operands: [EpilogueOperand]
+  package var isa: ISA
+  /// Whether elements of A are read as embedded broadcasts instead of into a register first.
+  package var embedsBroadcast: Bool
+}
+
+/// The generated code of a tile.
+package final class Microkernel: Sendable {
+  /// Words of the argument block; operand addresses follow `operands`.
+  package enum Argument {
+    package static let a = 0
+    package static let b = 1
+    package static let c = 2
+    /// Elements of K in each member of the batch.
+    package static let k = 3
+    package static let batchCount = 4
+    /// Address of the byte offsets of the members of the batch from `a`.
+    package static let batchOffsets = 5
+    /// `accumulate` and `finish`.
+    package static let flags = 6
+    package static let operands = 7
+  }
+  /// Start from what C holds instead of zero.
+  package static let accumulate = 1
+  /// Apply the epilogue.
+  package static let finish = 2
+
+  private let memory: ExecutableMemory
+  /// The entry point, taking the address of the argument block.
+  package let code: @convention(c) (UnsafeMutablePointer<Int>) -> Void
+
+  /// Generates the code.
+  package init(_ shape: MicrokernelShape) throws(ApusError) {
+    memory = try ExecutableMemory(MicrokernelGenerator(shape).generate())
+    code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
+  }
+}
+
+/// Writes the code of one tile.
+private struct MicrokernelGenerator {
+  let shape: MicrokernelShape
+  let a = Assembler()
+  let width: VectorWidth
+  let rows: Int
+  let accumulators: [[Vec]]
+  let free: [Vec]
+  let tail: TailMask?
+  /// Registers that stay free for B and for broadcasts once the tail's lanes are set aside.
+  let isa: ISA
+
+  init(_ shape: MicrokernelShape) throws(ApusError) {
+    self.shape = shape
+    isa = shape.isa
+    width = isa.width
+    rows = shape.rowOffsets.count
+    let count = rows * shape.vectors
+    let needed = count + shape.vectors + (shape.embedsBroadcast ? 0 : 1)
+    guard isa != .portable, rows > 0, shape.vectors > 0, needed <= isa.registerCount else {
+      throw ApusError(
+        .notYetSupported, "a tile of \(rows) x \(shape.vectors) vectors does not fit the registers")
+    }
+    let all = (0..<isa.registerCount).map { Vec($0, isa.width) }
+    accumulators = (0..<rows).map { row in
+      Array(all[row * shape.vectors..<(row + 1) * shape.vectors])
+    }
+    var rest = Array(all[count...])
+    if shape.lastColumns == isa.lanes {
+      tail = nil
+    } else if isa == .avx512 {
+      tail = .mask(Mask(7))
+    } else {
+      tail = .lanes(rest.removeLast())
+    }
+    free = rest
+  }
+
+  private func argument(_ index: Int) -> Address { Address(.rdi, 8 * index) }
+
+  /// The tail of vector `column`, if it is the last one and partial.
+  private func tail(_ column: Int) -> TailMask? {
+    column == shape.vectors - 1 ? tail : nil
+  }
+
+  func generate() throws(ApusError) -> [UInt8] {
+    a.push(.rbx)
+    a.mov(.rcx, argument(Microkernel.Argument.c))
+    a.mov(.rbx, argument(Microkernel.Argument.b))
+    a.mov(.rsi, argument(Microkernel.Argument.batchCount))
+    a.mov(.r8, argument(Microkernel.Argument.batchOffsets))
+    a.mov(.r11, argument(Microkernel.Argument.flags))
+    // Accumulators start as zero; what C holds is added behind the loop, when its lines have arrived.
+    for row in 0..<rows {
+      a.prefetcht0(Address(.rcx, row * shape.rowBytesOfC))
+      for register in accumulators[row] { a.vxorps(register, register, register) }
+    }
+    let batch = a.here()
+    a.mov(.rax, argument(Microkernel.Argument.a))
+    a.add(.rax, Address(.r8))
+    a.mov(.rdx, argument(Microkernel.Argument.k))
+    reduce()
+    a.add(.r8, 8)
+    a.dec(.rsi)
+    a.j(.notEqual, batch)
+    try store()
+    a.pop(.rbx)
+    a.vzeroupper()
+    a.ret()
+    return try a.finish()
+  }
+
+  /// The loop over K: four steps at a time, then single steps. rax walks A, rbx walks B.
+  private func reduce() {
+    let unroll = 4
+    let single = a.label()
+    let done = a.label()
+    let panelBytes = shape.panelVectors * width.bytes
+    a.sub(.rdx, unroll)
+    a.j(.less, single)
+    a.align(32)
+    let loop = a.here()
+    for step in 0..<unroll { self.step(step) }
+    a.add(.rax, 4 * unroll)
+    a.add(.rbx, panelBytes * unroll)
+    a.sub(.rdx, unroll)
+    a.j(.greaterOrEqual, loop)
+    a.bind(single)
+    a.add(.rdx, unroll)
+    a.j(.lessOrEqual, done)
+    let remainder = a.here()
+    self.step(0)
+    a.add(.rax, 4)
+    a.add(.rbx, panelBytes)
+    a.dec(.rdx)
+    a.j(.notEqual, remainder)
+    a.bind(done)
+  }
+
+  /// One element of K: every accumulator gets one multiply-add.
+  private func step(_ k: Int) {
+    let panelBytes = shape.panelVectors * width.bytes
+    let columns = free.prefix(shape.vectors)
+    let spare = Array(free.dropFirst(shape.vectors))
+    for (index, column) in columns.enumerated() {
+      a.vmovups(column, Address(.rbx, k * panelBytes + index * width.bytes))
+    }
+    for row in 0..<rows {
+      let element = Address(.rax, shape.rowOffsets[row] + 4 * k)
+      if shape.embedsBroadcast {
+        for (index, column) in columns.enumerated() {
+          a.vfmadd231ps(accumulators[row][index], column, element.broadcasting)
+        }
+      } else {
+        let factor = spare[row % spare.count]
+        a.vbroadcastss(factor, element)
+        for (index, column) in columns.enumerated() {
+          a.vfmadd231ps(accumulators[row][index], column, factor)
+        }
+      }
+    }
+  }
+
+  // MARK: Storing
+
+  private func addressOfC(_ row: Int, _ column: Int) -> Address {
+    Address(.rcx, row * shape.rowBytesOfC + column * width.bytes)
+  }
+
+  private func store() throws(ApusError) {
+    if let tail { a.prepareTail(tail, count: shape.lastColumns, scratch: .rax) }
+    let start = a.label()
+    a.mov(.rax, .r11)
+    a.and(.rax, Microkernel.accumulate)
+    a.j(.equal, start)
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        if let tail = tail(column) {
+          a.loadTail(free[0], addressOfC(row, column), tail)
+          a.vaddps(register, register, free[0])
+        } else {
+          a.vaddps(register, register, addressOfC(row, column))
+        }
+      }
+    }
+    a.bind(start)
+    if shape.epilogue == .input(0) { return storeAll() }
+    let plain = a.label()
+    let done = a.label()
+    a.mov(.rax, .r11)
+    a.and(.rax, Microkernel.finish)
+    a.j(.equal, plain)
+    let operandRegisters = try loadOperandAddresses()
+    let needed = try ExpressionEmitter.registersNeeded(shape.epilogue, isa: isa)
+    let transient = shape.operands.isEmpty ? 0 : shape.epilogue.inputCount - 1
+    if needed + transient <= free.count {
+      try storeThroughRegisters(operandRegisters)
+      a.jmp(done)
+      a.bind(plain)
+      storeAll()
+    } else {
+      // Too few registers beside the accumulators: store them and go over the tile row by row.
+      storeAll()
+      try finishInMemory(operandRegisters)
+      a.jmp(done)
+      a.bind(plain)
+      storeAll()
+    }
+    a.bind(done)
+  }
+
+  private func storeAll() {
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        a.storeTail(addressOfC(row, column), register, tail(column))
+      }
+    }
+  }
+
+  /// Registers with the addresses of the extra operands.
+  private func loadOperandAddresses() throws(ApusError) -> [R64] {
+    let registers: [R64] = [.rsi, .r8, .r9, .r10, .rdx, .rbx]
+    guard shape.operands.count <= registers.count,
+      shape.epilogue.inputCount <= shape.operands.count + 1
+    else {
+      throw ApusError(.notYetSupported, "an epilogue of \(shape.operands.count) operands")
+    }
+    let used = Array(registers.prefix(shape.operands.count))
+    for (index, register) in used.enumerated() {
+      a.mov(register, argument(Microkernel.Argument.operands + index))
+    }
+    return used
+  }
+
+  /// Where extra operand `index` is for vector `column` of the row `rowBytes` behind the addresses.
+  private func operand(_ index: Int, _ register: R64, row rowBytes: Int, _ column: Int)
+    -> ExpressionEmitter.Input
+  {
+    let address = Address(register)
+    switch shape.operands[index] {
+    case .scalar: return .element(address)
+    case .perColumn:
+      let place = address.offset(column * width.bytes)
+      return tail(column) == nil ? .memory(place) : .tail(place)
+    case .full:
+      let place = address.offset(rowBytes + column * width.bytes)
+      return tail(column) == nil ? .memory(place) : .tail(place)
+    }
+  }
+
+  private func storeThroughRegisters(_ addresses: [R64]) throws(ApusError) {
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail) { input in
+          input == 0
+            ? .register(register)
+            : operand(input - 1, addresses[input - 1], row: row * shape.rowBytesOfC, column)
+        }
+        let value = try emitter.emit(shape.epilogue)
+        a.storeTail(addressOfC(row, column), value, tail(column))
+      }
+    }
+  }
+
+  private func finishInMemory(_ addresses: [R64]) throws(ApusError) {
+    var registers = (0..<isa.registerCount).map { Vec($0, width) }
+    if case .lanes(let lanes) = tail { registers.removeAll { $0 == lanes } }
+    let value = registers.removeFirst()
+    a.mov(.rax, rows)
+    let loop = a.here()
+    for column in 0..<shape.vectors {
+      let place = Address(.rcx, column * width.bytes)
+      a.loadTail(value, place, tail(column))
+      let emitter = ExpressionEmitter(a, isa: isa, free: registers, tail: tail) { input in
+        input == 0
+          ? .register(value) : operand(input - 1, addresses[input - 1], row: 0, column)
+      }
+      a.storeTail(place, try emitter.emit(shape.epilogue), tail(column))
+    }
+    a.add(.rcx, shape.rowBytesOfC)
+    for (index, kind) in shape.operands.enumerated() where kind == .full {
+      a.add(addresses[index], shape.rowBytesOfC)
+    }
+    a.dec(.rax)
+    a.j(.notEqual, loop)
+  }
+}

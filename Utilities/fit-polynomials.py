@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+# Part of Apus, an inference optimizer and runtime.
+# SPDX-License-Identifier: Apache-2.0
+"""Prints the polynomial coefficients of Sources/ApusCPU/Kernels/ExpressionEmitter+Functions.swift:
+weighted minimax fits (iteratively reweighted least squares), highest power first."""
+import math
+import numpy as np
+
+
+def fit(name, target, low, high, degree, weight=None):
+    """Fits target(x) by a polynomial, minimising the largest weight(x) * error."""
+    x = (low + high) / 2 + (high - low) / 2 * np.cos(np.linspace(0, np.pi, 4001))
+    y = np.array([target(v) for v in x])
+    w = np.ones_like(x) if weight is None else np.abs(np.array([weight(v) for v in x]))
+    basis = np.polynomial.chebyshev.Chebyshev.basis
+    scaled = (x - (low + high) / 2) / ((high - low) / 2)
+    matrix = np.stack([basis(i)(scaled) for i in range(degree + 1)], 1)
+    lawson = np.ones_like(x)
+    for _ in range(60):
+        s = np.sqrt(lawson) * w
+        c, *_ = np.linalg.lstsq(matrix * s[:, None], y * s, rcond=None)
+        error = np.abs((matrix @ c - y) * w)
+        lawson = lawson * (error + 1e-30)
+        lawson /= lawson.sum()
+    poly = np.polynomial.chebyshev.Chebyshev(c, domain=[low, high]).convert(
+        kind=np.polynomial.Polynomial)
+    print(f"{name}: error {error.max():.2e}")
+    print("  [" + ", ".join(f"{v:.9e}" for v in poly.coef[::-1]) + "]")
+
+
+half = math.log(2) / 2 * 1.01
+fit("exp(r) = 1 + r + r^2 P(r)", lambda r: (math.expm1(r) - r) / r**2 if abs(r) > 1e-4 else
+    0.5 + r / 6 + r * r / 24, -half, half, 4, lambda r: r * r / math.exp(r))
+fit("log(1+f) = f - f^2/2 + f^3 P(f)", lambda f: (math.log1p(f) - f + f * f / 2) / f**3
+    if abs(f) > 1e-3 else 1 / 3 - f / 4 + f * f / 5 - f**3 / 6, math.sqrt(0.5) - 1 - 1e-4,
+    math.sqrt(2) - 1 + 1e-4, 8, lambda f: f**3 / (math.log1p(f) or 1))
+fit("tanh(x) = x + x z P(z), z = x^2", lambda z: (math.tanh(math.sqrt(z)) / math.sqrt(z) - 1) / z
+    if z > 1e-5 else -1 / 3 + 2 / 15 * z, 0, 0.625**2, 4,
+    lambda z: z)
+fit("erf(x) = x P(z), z = x^2", lambda z: math.erf(math.sqrt(z)) / math.sqrt(z) if z > 0 else
+    2 / math.sqrt(math.pi), 0, 1.0, 6)
+fit("log(erfc(x)) = P(x)", lambda x: math.log(math.erfc(x)), 0.98, 4.0, 6,
+    lambda x: math.erfc(x))

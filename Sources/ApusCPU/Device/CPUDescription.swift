@@ -25,7 +25,7 @@ package enum CPUDescription {
 
   /// The instruction set family in use: the best that CPU and system offer, or what `APUS_CPU_ISA`
   /// lowers it to.
-  package static let isa: ISA = CPUFeatures.current.isa
+  package static let isa: ISA = .current
 
   /// Cores this process may run on.
   package static let coreCount: Int = max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN)))

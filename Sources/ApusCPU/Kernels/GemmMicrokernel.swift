@@ -18,15 +18,18 @@ package enum EpilogueOperand: Hashable, Sendable {
 /// What one generated tile computes: `C[rows x columns] (+)= sum over the batch of A_b * B_b`.
 ///
 /// Row `i` of `A_b` starts `rowOffsets[i]` bytes behind its first, so the rows of a tile may be rows of
-/// a matrix or the pixels a convolution reads. B lies in a panel: for each `k`, `panelVectors` vectors
-/// side by side; the `B_b` follow each other.
+/// a matrix or the pixels a convolution reads. B lies in a panel: for each `k` a row of columns side by
+/// side, rows `panelBytes` apart; the `B_b` follow each other.
 package struct MicrokernelShape: Hashable, Sendable {
   /// Where the rows of A start, in bytes.
   package var rowOffsets: [Int]
   /// Vectors of columns computed.
   package var vectors: Int
-  /// Vectors of columns in the panel.
-  package var panelVectors: Int
+  /// Bytes from the columns of B for one `k` to those for the next: the width of a packed panel, or
+  /// the row stride of a matrix that is used as it is.
+  package var panelBytes: Int
+  /// Whether columns of B that do not exist must not be read (they are padded in packed panels).
+  package var masksB: Bool
   /// Columns of the last vector that exist.
   package var lastColumns: Int
   /// Bytes from one row of C (and of full operands) to the next.
@@ -80,7 +83,6 @@ private struct MicrokernelGenerator {
   let accumulators: [[Vec]]
   let free: [Vec]
   let tail: TailMask?
-  /// Registers that stay free for B and for broadcasts once the tail's lanes are set aside.
   let isa: ISA
 
   init(_ shape: MicrokernelShape) throws(ApusError) {
@@ -89,13 +91,17 @@ private struct MicrokernelGenerator {
     width = isa.width
     rows = shape.rowOffsets.count
     let count = rows * shape.vectors
-    let needed = count + shape.vectors + (shape.embedsBroadcast ? 0 : 1)
+    let masksLanes =
+      shape.masksB && shape.isa == .avx2 && shape.lastColumns != shape.isa.lanes
+    let needed =
+      count + shape.vectors + (shape.embedsBroadcast ? 0 : 1) + (masksLanes ? 1 : 0)
     guard isa != .portable, rows > 0, shape.vectors > 0, needed <= isa.registerCount else {
       throw ApusError(
         .notYetSupported, "a tile of \(rows) x \(shape.vectors) vectors does not fit the registers")
     }
-    let all = (0..<isa.registerCount).map { Vec($0, isa.width) }
-    accumulators = (0..<rows).map { row in
+    let width = shape.isa.width
+    let all = (0..<shape.isa.registerCount).map { Vec($0, width) }
+    accumulators = (0..<shape.rowOffsets.count).map { row in
       Array(all[row * shape.vectors..<(row + 1) * shape.vectors])
     }
     var rest = Array(all[count...])
@@ -123,6 +129,9 @@ private struct MicrokernelGenerator {
     a.mov(.rsi, argument(Microkernel.Argument.batchCount))
     a.mov(.r8, argument(Microkernel.Argument.batchOffsets))
     a.mov(.r11, argument(Microkernel.Argument.flags))
+    if let tail, shape.masksB {
+      a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
+    }
     // Accumulators start as zero; what C holds is added behind the loop, when its lines have arrived.
     for row in 0..<rows {
       a.prefetcht0(Address(.rcx, row * shape.rowBytesOfC))
@@ -148,7 +157,7 @@ private struct MicrokernelGenerator {
     let unroll = 4
     let single = a.label()
     let done = a.label()
-    let panelBytes = shape.panelVectors * width.bytes
+    let panelBytes = shape.panelBytes
     a.sub(.rdx, unroll)
     a.j(.less, single)
     a.align(32)
@@ -172,11 +181,13 @@ private struct MicrokernelGenerator {
 
   /// One element of K: every accumulator gets one multiply-add.
   private func step(_ k: Int) {
-    let panelBytes = shape.panelVectors * width.bytes
+    let panelBytes = shape.panelBytes
     let columns = free.prefix(shape.vectors)
-    let spare = Array(free.dropFirst(shape.vectors))
+    var spare = Array(free.dropFirst(shape.vectors))
+    if case .lanes(let lanes) = tail, !shape.masksB { spare.append(lanes) }
     for (index, column) in columns.enumerated() {
-      a.vmovups(column, Address(.rbx, k * panelBytes + index * width.bytes))
+      let place = Address(.rbx, k * panelBytes + index * width.bytes)
+      a.loadTail(column, place, shape.masksB ? tail(index) : nil)
     }
     for row in 0..<rows {
       let element = Address(.rax, shape.rowOffsets[row] + 4 * k)
@@ -201,7 +212,9 @@ private struct MicrokernelGenerator {
   }
 
   private func store() throws(ApusError) {
-    if let tail { a.prepareTail(tail, count: shape.lastColumns, scratch: .rax) }
+    if let tail, !shape.masksB {
+      a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
+    }
     let start = a.label()
     a.mov(.rax, .r11)
     a.and(.rax, Microkernel.accumulate)

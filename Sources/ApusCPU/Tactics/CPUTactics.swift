@@ -24,7 +24,6 @@ enum CPUTactics {
       MatMulTactic(isa: isa, pool: pool),
       BatchedMatMulTactic(isa: isa, pool: pool),
       ConvTactic(isa: isa, pool: pool),
-      DepthwiseTactic(isa: isa, pool: pool),
       PointwiseTactic(isa: isa, pool: pool),
     ]
   }

@@ -95,17 +95,17 @@ struct CopyLoop: Sendable {
       }
     case .transpose, .elements:
       switch elementSize {
-      case 4: blocks(of: UInt32.self, first, last, from, to)
-      case 8: blocks(of: UInt64.self, first, last, from, to)
-      case 2: blocks(of: UInt16.self, first, last, from, to)
-      case 1: blocks(of: UInt8.self, first, last, from, to)
+      case 4: copyBlocks(of: UInt32.self, first, last, from, to)
+      case 8: copyBlocks(of: UInt64.self, first, last, from, to)
+      case 2: copyBlocks(of: UInt16.self, first, last, from, to)
+      case 1: copyBlocks(of: UInt8.self, first, last, from, to)
       default: bytes(first, last, from, to)
       }
     }
   }
 
   @inline(__always)
-  private func blocks<Element: BitwiseCopyable>(
+  private func copyBlocks<Element: BitwiseCopyable>(
     of type: Element.Type, _ first: Int, _ last: Int, _ from: UnsafeRawPointer,
     _ to: UnsafeMutableRawPointer
   ) {

@@ -21,7 +21,8 @@ package final class NodeImport {
   private let importer: GraphImporter
   private let scope: ImportScope
   private let outputNames: [String]
-  private let label: String
+  /// The name under which the node is known.
+  package let label: String
   private let location: GraphLocation
   private var emitted = 0
 

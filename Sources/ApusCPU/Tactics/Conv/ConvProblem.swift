@@ -64,8 +64,8 @@ struct ConvProblem {
     return ConvShape(
       batch: x[0], inHeight: inHeight, inWidth: inWidth, inChannels: x[x.count - 1],
       outHeight: outHeight, outWidth: outWidth, outChannels: y[y.count - 1],
-      kernelHeight: kernelHeight, kernelWidth: kernelWidth, strideH: strideH, strideW: strideW,
-      dilationH: dilationH, dilationW: dilationW, padTop: padTop, padLeft: padLeft,
+      kernelHeight: kernelHeight, kernelWidth: kernelWidth, strideHeight: strideH, strideWidth: strideW,
+      dilationHeight: dilationH, dilationWidth: dilationW, padTop: padTop, padLeft: padLeft,
       groups: op.group)
   }
 }

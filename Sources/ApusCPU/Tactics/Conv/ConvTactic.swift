@@ -22,7 +22,9 @@ struct ConvTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(isa: isa).map { ["mr": $0.rows, "nv": $0.vectors] }
+    GemmTile.candidates(isa).map { tile in
+      ["mr": tile.rows, "nv": tile.vectors]
+    }
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
@@ -31,14 +33,14 @@ struct ConvTactic: Tactic {
     return [
       1: PackedLayout(
         batch: shape.groups, rows: shape.depth, columns: shape.outChannels / shape.groups,
-        width: GemmTile(configuration).nr(isa))
+        width: GemmTile(configuration).columns(isa))
     ]
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
     guard case .success(let conv) = ConvProblem.read(problem) else { return .infinity }
     let shape = conv.shape
-    let isProduct = shape.kernelHeight * shape.kernelWidth * shape.strideH * shape.strideW == 1
+    let isProduct = shape.kernelHeight * shape.kernelWidth * shape.strideHeight * shape.strideWidth == 1
     // Tiles of a 1x1 convolution run on over rows, others end with each row.
     let rows = isProduct ? shape.batch * shape.outHeight * shape.outWidth : shape.outWidth
     let times = isProduct ? 1 : shape.batch * shape.outHeight

@@ -59,7 +59,9 @@ struct BatchedMatMulTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(isa: isa).map { ["mr": $0.rows, "nv": $0.vectors] }
+    GemmTile.candidates(isa).map { tile in
+      ["mr": tile.rows, "nv": tile.vectors]
+    }
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
@@ -111,7 +113,7 @@ struct BatchedMatMulKernel: Kernel {
       let (aOffset, bOffset) = offsets(index)
       let packed = workspace + thread * perThread
       PackedMatrix.pack(
-        (b + bOffset * 4).assumingMemoryBound(to: Float.self), ldb: shape.n, k: shape.k,
+        (b + bOffset * 4).assumingMemoryBound(to: Float.self), rowStride: shape.n, k: shape.k,
         n: shape.n, nr: plan.nr, into: packed.assumingMemoryBound(to: Float.self))
       let resultOffset = index * shape.m * shape.n * 4
       withUnsafeTemporaryAllocation(of: UnsafeRawPointer.self, capacity: max(1, extras.count)) {
@@ -121,7 +123,7 @@ struct BatchedMatMulKernel: Kernel {
           pointers.initializeElement(at: position, to: kind == .full ? base + resultOffset : base)
         }
         plan.run(
-          a: a + aOffset * 4, packedB: packed, c: c + resultOffset,
+          a: a + aOffset * 4, b: packed, c: c + resultOffset,
           operands: UnsafePointer(pointers.baseAddress!), workspace: packed + packedByteCount,
           pool: pool)
       }

@@ -43,14 +43,16 @@ struct MatMulTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(isa: isa).map { ["mr": $0.rows, "nv": $0.vectors] }
+    GemmTile.candidates(isa).map { tile in
+      ["mr": tile.rows, "nv": tile.vectors]
+    }
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
     guard let sizes = sizes(AnchoredProblem(problem)) else { return [:] }
     return [
       1: PackedLayout(
-        batch: 1, rows: sizes.k, columns: sizes.n, width: GemmTile(configuration).nr(isa))
+        batch: 1, rows: sizes.k, columns: sizes.n, width: GemmTile(configuration).columns(isa))
     ]
   }
 
@@ -83,7 +85,7 @@ struct MatMulKernel: Kernel {
     throws(ApusError)
   {
     plan.run(
-      a: arguments[0].pointer, packedB: arguments[1].pointer,
+      a: arguments[0].pointer, b: arguments[1].pointer,
       c: arguments[argumentCount].mutablePointer, operands: arguments.pointers(from: 2),
       workspace: arguments[argumentCount + 1].mutablePointer, pool: pool)
   }

@@ -1,0 +1,187 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Musl)
+  import Musl
+#elseif canImport(Darwin)
+  import Darwin
+#endif
+
+/// A channels-last convolution as a batch of matrix products: for each place in the window, pixels
+/// times channels. Pixels lie where they are (the input is copied once if it needs zeros around it),
+/// and the places of one window row are contiguous, so they are one product.
+package final class ConvPlan: Sendable {
+  /// The register tile.
+  package let tile: GemmTile
+  /// The panel width of the packed weights.
+  package let nr: Int
+  /// Scratch memory a run needs: the padded input, if any.
+  package let workspaceByteCount: Int
+  /// The size of the packed weights.
+  package let packedWeightByteCount: Int
+  private let shape: ConvShape
+  private let multiply: TiledMultiply
+
+  /// Plans a convolution.
+  ///
+  /// - Throws: `not-yet-supported` when the epilogue or the tile cannot be compiled.
+  package init(
+    _ shape: ConvShape, tile: GemmTile? = nil, isa: ISA = .current,
+    epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = []
+  ) throws(ApusError) {
+    guard isa != .portable, shape.isValid else {
+      throw ApusError(.notYetSupported, "this convolution has no generated kernel")
+    }
+    self.shape = shape
+    let padded = shape.needsPadding
+    let width = padded ? shape.paddedWidth : shape.inWidth
+    let height = padded ? shape.paddedHeight : shape.inHeight
+    let pixel = shape.inChannels * 4
+    let groupInputs = shape.inChannels / shape.groups
+    let groupOutputs = shape.outChannels / shape.groups
+    // A window of one pixel that moves by one reads the pixels in order: one run of all of them.
+    let linear =
+      shape.kernelHeight == 1 && shape.kernelWidth == 1 && shape.strideHeight == 1
+      && shape.strideWidth == 1 && !padded && shape.outHeight == height && shape.outWidth == width
+    let run = linear ? shape.batch * height * width : shape.outWidth
+    let conflict = shape.strideWidth * shape.inChannels % 1024 == 0
+    let tile =
+      tile ?? GemmTile.choose(run: run, n: groupOutputs, conflict: conflict, isa: isa)
+    self.tile = tile
+    nr = tile.columns(isa)
+
+    // Tiles: rows of C are output pixels.
+    var tiles: [TiledMultiply.Tile] = []
+    var patterns: [[Int]] = []
+    func add(_ pattern: [Int], offset: Int, row: Int) {
+      let index = patterns.firstIndex(of: pattern) ?? patterns.count
+      if index == patterns.count { patterns.append(pattern) }
+      tiles.append(TiledMultiply.Tile(offsetInA: offset, row: row, pattern: index))
+    }
+    if linear {
+      var row = 0
+      for size in TiledMultiply.split(run, rows: tile.rows) {
+        add((0..<size).map { $0 * pixel }, offset: row * pixel, row: row)
+        row += size
+      }
+    } else {
+      // Several whole output rows where they are short, pieces of one where they are long.
+      let rowsPerTile = max(1, tile.rows / shape.outWidth)
+      let pieces = TiledMultiply.split(shape.outWidth, rows: tile.rows)
+      for image in 0..<shape.batch {
+        var y = 0
+        for rows in TiledMultiply.split(shape.outHeight, rows: rowsPerTile) {
+          var x = 0
+          for piece in pieces {
+            var pattern: [Int] = []
+            for r in 0..<rows {
+              for column in 0..<piece {
+                pattern.append(
+                  (r * shape.strideHeight * width + column * shape.strideWidth) * pixel)
+              }
+            }
+            add(
+              pattern,
+              offset: ((image * height + y * shape.strideHeight) * width + x * shape.strideWidth)
+                * pixel,
+              row: (image * shape.outHeight + y) * shape.outWidth + x)
+            x += piece
+          }
+          y += rows
+        }
+      }
+    }
+
+    // The batch: window rows, or single places where their channels do not lie side by side or a row
+    // of them is too long to stay in cache.
+    let wholeRows =
+      shape.dilationWidth == 1 && shape.groups == 1
+      && (shape.kernelWidth * groupInputs <= 2048 || shape.kernelWidth == 1)
+    let memberK = wholeRows ? shape.kernelWidth * groupInputs : groupInputs
+    var offsets: [Int] = []
+    for y in 0..<shape.kernelHeight {
+      for x in 0..<(wholeRows ? 1 : shape.kernelWidth) {
+        offsets.append((y * shape.dilationHeight * width + x * shape.dilationWidth) * pixel)
+      }
+    }
+    let k = memberK * offsets.count
+    var blocks: [TiledMultiply.KBlock] = []
+    let perBlock = tiles.count == 1 ? offsets.count : max(1, 1536 / memberK)
+    var first = 0
+    for count in TiledMultiply.split(offsets.count, rows: perBlock) {
+      blocks.append(
+        TiledMultiply.KBlock(first: first, count: count, k: memberK, start: first * memberK))
+      first += count
+    }
+    let groupBytes = PackedMatrix.byteCount(k: k, n: groupOutputs, nr: tile.columns(isa))
+    packedWeightByteCount = groupBytes * shape.groups
+    workspaceByteCount = padded ? shape.batch * height * width * pixel : 0
+    multiply = try TiledMultiply(
+      TiledMultiply.Plan(
+        isa: isa, tiles: tiles, patterns: patterns, offsets: offsets, blocks: blocks, k: k,
+        n: groupOutputs, vectors: tile.vectors, ldb: nil, ldc: shape.outChannels,
+        epilogue: epilogue, operands: operands, groups: shape.groups,
+        groupBytesOfA: groupInputs * 4, groupBytesOfB: groupBytes, groupColumnsOfC: groupOutputs))
+  }
+
+  /// Packs weights `[kernelHeight, kernelWidth, inChannels / groups, outChannels]`.
+  package func packWeights(
+    _ weights: UnsafePointer<Float>, into packed: UnsafeMutablePointer<Float>
+  ) {
+    let outputs = shape.outChannels / shape.groups
+    let k = shape.kernelHeight * shape.kernelWidth * (shape.inChannels / shape.groups)
+    for group in 0..<shape.groups {
+      PackedMatrix.pack(
+        weights + group * outputs, rowStride: shape.outChannels, k: k, n: outputs, nr: nr,
+        into: packed + group * (packedWeightByteCount / 4 / shape.groups))
+    }
+  }
+
+  /// Convolves. `operands` holds the addresses of the epilogue's extra operands.
+  package func run(
+    input: UnsafeRawPointer, packedWeights: UnsafeRawPointer, output: UnsafeMutableRawPointer,
+    operands: UnsafePointer<UnsafeRawPointer>? = nil, workspace: UnsafeMutableRawPointer? = nil,
+    pool: ThreadPool
+  ) {
+    var source = input
+    if workspaceByteCount > 0, let workspace {
+      Self.pad(shape, input, into: workspace, pool)
+      source = UnsafeRawPointer(workspace)
+    }
+    multiply.run(a: source, b: packedWeights, c: output, operands: operands, pool: pool)
+  }
+
+  /// Copies the input with the zeros around it that the windows touch.
+  private static func pad(
+    _ shape: ConvShape, _ input: UnsafeRawPointer, into padded: UnsafeMutableRawPointer,
+    _ pool: ThreadPool
+  ) {
+    let pixel = shape.inChannels * 4
+    let rowBytes = shape.paddedWidth * pixel
+    let left = shape.padLeft * pixel
+    let copied = max(0, min(shape.inWidth, shape.paddedWidth - shape.padLeft)) * pixel
+    let rowsPerTask = max(1, 65536 / rowBytes)
+    let rows = shape.batch * shape.paddedHeight
+    pool.parallelFor((rows + rowsPerTask - 1) / rowsPerTask) { task, _ in
+      for row in task * rowsPerTask..<min(rows, (task + 1) * rowsPerTask) {
+        let target = padded + row * rowBytes
+        let image = row / shape.paddedHeight
+        let y = row % shape.paddedHeight - shape.padTop
+        guard y >= 0, y < shape.inHeight, copied > 0 else {
+          memset(target, 0, rowBytes)
+          continue
+        }
+        if left > 0 { memset(target, 0, left) }
+        memcpy(
+          target + left, input + (image * shape.inHeight + y) * shape.inWidth * pixel, copied)
+        let right = rowBytes - left - copied
+        if right > 0 { memset(target + left + copied, 0, right) }
+      }
+    }
+  }
+}

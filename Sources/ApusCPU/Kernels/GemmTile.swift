@@ -1,0 +1,85 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+/// The largest register tile of a matrix product: `rows` x `vectors` vectors of columns.
+package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
+  /// Rows of C.
+  package var rows: Int
+  /// Vectors of columns of C.
+  package var vectors: Int
+
+  /// A tile.
+  package init(rows: Int, vectors: Int) {
+    self.rows = rows
+    self.vectors = vectors
+  }
+
+  package var description: String { "\(rows)x\(vectors)" }
+
+  /// Columns: the width of the panels B is packed in.
+  package func columns(_ isa: ISA) -> Int { vectors * isa.lanes }
+
+  /// The tiles worth timing, each with as many rows as the registers hold.
+  package static func candidates(_ isa: ISA) -> [GemmTile] {
+    let shapes =
+      isa == .avx512
+      ? [(14, 2), (7, 4), (9, 3), (28, 1), (4, 6), (2, 8)] : [(6, 2), (4, 3), (12, 1), (2, 4)]
+    return shapes.map { GemmTile(rows: $0.0, vectors: $0.1) }
+  }
+
+  /// A good tile for `n` columns and rows that come in runs of `run` (all rows of a matrix, or the
+  /// pixels of one output row). `conflict` says that rows of A lie a multiple of 4 KB apart: more of
+  /// them than the first-level cache has ways would evict each other.
+  package static func choose(run: Int, n: Int, conflict: Bool, isa: ISA) -> GemmTile {
+    let vectors = (n + isa.lanes - 1) / isa.lanes
+    var best = GemmTile(rows: 1, vectors: 1)
+    var bestScore = -1.0
+    for candidate in candidates(isa) {
+      var tile = candidate
+      if conflict { tile.rows = min(tile.rows, 7) }
+      let tiles = (run + tile.rows - 1) / tile.rows
+      let rows = Double(run) / Double(tiles)
+      // Columns in use, averaged over the panels.
+      let panels = (vectors + tile.vectors - 1) / tile.vectors
+      let columns = Double(vectors) / Double(panels)
+      let inFlight = isa == .avx512 ? 6.0 : 10.0
+      // Loads of B per multiply-add fall with the rows, loads of A with the columns.
+      let loads = isa == .avx512 ? 1 / (1 + 1.5 / rows) : 1 / (0.5 / rows + 0.5 / columns + 0.5)
+      var score = min(1, rows * columns / inFlight) * min(1, loads)
+      score += 0.002 * rows * columns
+      if score > bestScore {
+        bestScore = score
+        best = GemmTile(rows: tile.rows, vectors: tile.vectors)
+      }
+    }
+    return best
+  }
+}
+
+/// Packing of a row-major K x N matrix into panels `[ceil(N / nr)][K][nr]`, zero padded.
+package enum PackedMatrix {
+  /// The size of the packed form.
+  package static func byteCount(k: Int, n: Int, nr: Int) -> Int { (n + nr - 1) / nr * nr * k * 4 }
+
+  /// Packs `b`, whose element (k, n) is at `k * rowStride + n * columnStride`; strides in elements, so
+  /// a transposed matrix is packed by swapping them.
+  package static func pack(
+    _ b: UnsafePointer<Float>, rowStride: Int, columnStride: Int = 1, k: Int, n: Int, nr: Int,
+    into packed: UnsafeMutablePointer<Float>
+  ) {
+    for panel in 0..<(n + nr - 1) / nr {
+      let first = panel * nr
+      let columns = min(nr, n - first)
+      for row in 0..<k {
+        let source = b + row * rowStride + first * columnStride
+        let target = packed + (panel * k + row) * nr
+        if columnStride == 1 {
+          target.update(from: source, count: columns)
+        } else {
+          for column in 0..<columns { target[column] = source[column * columnStride] }
+        }
+        for column in columns..<nr { target[column] = 0 }
+      }
+    }
+  }
+}

@@ -1,0 +1,195 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusX86
+
+/// A product of matrices cut into register tiles: what matrix multiplication and convolution share.
+///
+/// The rows of the result are given as a list of tiles, each with the place its rows of A start at; K
+/// as batch members with an offset into A each. All tables are made in advance, so a run only calls
+/// generated code.
+package final class TiledMultiply: Sendable {
+  /// Consecutive rows of C that one call of generated code computes.
+  package struct Tile: Sendable {
+    /// Bytes from the start of A to the tile's first row.
+    package var offsetInA: Int
+    /// Its first row of C.
+    package var row: Int
+    /// Which of the row patterns it has.
+    package var pattern: Int
+  }
+
+  /// A stretch of K that is finished for a whole block of rows before the next one starts.
+  package struct KBlock: Sendable {
+    /// Members of the batch: offsets `first..<first + count` of the plan.
+    package var first: Int
+    package var count: Int
+    /// Elements of K in each member.
+    package var k: Int
+    /// Elements of K before this block.
+    package var start: Int
+  }
+
+  /// Everything that shapes the code and the tables.
+  package struct Plan: Sendable {
+    package var isa: ISA
+    package var tiles: [Tile]
+    /// Byte offsets of a tile's rows in A, for each pattern.
+    package var patterns: [[Int]]
+    package var offsets: [Int]
+    package var blocks: [KBlock]
+    package var k: Int
+    package var n: Int
+    /// Panel width of packed B in vectors; also what one call computes at most.
+    package var vectors: Int
+    /// Row stride of B in elements when it is not packed.
+    package var ldb: Int?
+    package var ldc: Int
+    package var epilogue: ScalarExpr
+    package var operands: [EpilogueOperand]
+    /// Independent products side by side (groups of a convolution), and how far apart they are.
+    package var groups = 1
+    package var groupBytesOfA = 0
+    package var groupBytesOfB = 0
+    package var groupColumnsOfC = 0
+  }
+
+  private let plan: Plan
+  /// One kernel for each pattern, then one for each pattern's last panel.
+  private let kernels: [Microkernel]
+  private let panels: Int
+  private let tilesPerBlock: Int
+  private let blocksOfRows: Int
+  private let panelsPerTask: Int
+  private let panelTasks: Int
+  private let offsets: OffsetTable
+
+  package init(_ plan: Plan) throws(ApusError) {
+    self.plan = plan
+    let lanes = plan.isa.lanes
+    let nr = plan.vectors * lanes
+    panels = (plan.n + nr - 1) / nr
+    let lastColumns = plan.n - (panels - 1) * nr
+    var kernels: [Microkernel] = []
+    for last in [false, true] {
+      if !last && panels == 1 { continue }
+      for pattern in plan.patterns {
+        let columns = last ? lastColumns : nr
+        kernels.append(
+          try Microkernel(
+            MicrokernelShape(
+              rowOffsets: pattern, vectors: (columns + lanes - 1) / lanes,
+              panelBytes: 4 * (plan.ldb ?? nr), masksB: plan.ldb != nil,
+              lastColumns: (columns - 1) % lanes + 1,
+              rowBytesOfC: 4 * plan.ldc, epilogue: plan.epilogue, operands: plan.operands,
+              isa: plan.isa, embedsBroadcast: plan.isa == .avx512)))
+      }
+    }
+    self.kernels = kernels
+    offsets = OffsetTable(plan.offsets)
+    // A block of rows keeps its part of A in the second-level cache while panels of B pass by.
+    let rows = plan.patterns.first?.count ?? 1
+    let kc = plan.blocks.map { $0.k * $0.count }.max() ?? 1
+    let fitting = max(1, 384 * 1024 / max(1, rows * kc * 4))
+    // Enough tasks to share out evenly, none of them too small to be worth handing over.
+    let work = 2.0 * Double(rows) * Double(plan.n) * Double(plan.k)
+    let total = work * Double(plan.tiles.count * plan.groups)
+    let wanted = max(1, min(8 * ThreadPool.availableProcessors(), Int(total / 1e6)))
+    var perBlock = min(fitting, max(1, plan.tiles.count))
+    let blocks = max(1, wanted / max(1, plan.groups))
+    perBlock = max(1, min(perBlock, max((plan.tiles.count + blocks - 1) / blocks, 4)))
+    tilesPerBlock = perBlock
+    blocksOfRows = (plan.tiles.count + perBlock - 1) / perBlock
+    let columnTasks = max(1, min(panels, wanted / max(1, blocksOfRows * plan.groups)))
+    panelsPerTask = (panels + columnTasks - 1) / columnTasks
+    panelTasks = (panels + panelsPerTask - 1) / panelsPerTask
+  }
+
+  /// Multiplies. `operands` holds the addresses of the epilogue's extra operands.
+  package func run(
+    a: UnsafeRawPointer, b: UnsafeRawPointer, c: UnsafeMutableRawPointer,
+    operands: UnsafePointer<UnsafeRawPointer>?, pool: ThreadPool
+  ) {
+    pool.parallelFor(plan.groups * blocksOfRows * panelTasks) { task, _ in
+      let columnTask = task % panelTasks
+      let block = task / panelTasks % blocksOfRows
+      let group = task / panelTasks / blocksOfRows
+      let words = Microkernel.Argument.operands + plan.operands.count
+      withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { arguments in
+        guard let arguments = arguments.baseAddress else { return }
+        let firstPanel = columnTask * panelsPerTask
+        let lastTile = min(plan.tiles.count, (block + 1) * tilesPerBlock)
+        compute(
+          group: group, tiles: block * tilesPerBlock..<lastTile,
+          panels: firstPanel..<min(panels, firstPanel + panelsPerTask),
+          a: Int(bitPattern: a), b: Int(bitPattern: b), c: Int(bitPattern: c), operands, arguments)
+      }
+    }
+  }
+
+  private func compute(
+    group: Int, tiles: Range<Int>, panels range: Range<Int>, a: Int, b: Int, c: Int,
+    _ operands: UnsafePointer<UnsafeRawPointer>?, _ arguments: UnsafeMutablePointer<Int>
+  ) {
+    typealias Argument = Microkernel.Argument
+    let nr = plan.vectors * plan.isa.lanes
+    let a = a + group * plan.groupBytesOfA
+    let b = b + group * plan.groupBytesOfB
+    let patterns = plan.patterns.count
+    for panel in range {
+      let variants = panel == panels - 1 ? kernels.count - patterns : 0
+      let column = panel * nr + group * plan.groupColumnsOfC
+      for (index, block) in plan.blocks.enumerated() {
+        arguments[Argument.b] =
+          plan.ldb.map { b + (block.start * $0 + panel * nr) * 4 }
+          ?? b + (panel * plan.k + block.start) * nr * 4
+        arguments[Argument.k] = block.k
+        arguments[Argument.batchCount] = block.count
+        arguments[Argument.batchOffsets] = Int(bitPattern: offsets.base + block.first)
+        arguments[Argument.flags] =
+          (index > 0 ? Microkernel.accumulate : 0)
+          | (index == plan.blocks.count - 1 ? Microkernel.finish : 0)
+        plan.tiles.withUnsafeBufferPointer { table in
+          for number in tiles {
+            let tile = table[number]
+            let place = (tile.row * plan.ldc + column) * 4
+            arguments[Argument.a] = a + tile.offsetInA
+            arguments[Argument.c] = c + place
+            if let operands {
+              for (index, kind) in plan.operands.enumerated() {
+                let base = Int(bitPattern: operands[index])
+                switch kind {
+                case .scalar: arguments[Argument.operands + index] = base
+                case .perColumn: arguments[Argument.operands + index] = base + column * 4
+                case .full: arguments[Argument.operands + index] = base + place
+                }
+              }
+            }
+            kernels[variants + tile.pattern].code(arguments)
+          }
+        }
+      }
+    }
+  }
+
+  /// Sizes of tiles for `count` rows of at most `rows` each, as even as possible.
+  package static func split(_ count: Int, rows: Int) -> [Int] {
+    let tiles = (count + rows - 1) / rows
+    return (0..<tiles).map { (count * ($0 + 1)) / tiles - (count * $0) / tiles }
+  }
+}
+
+/// Offsets at an address that stays.
+private final class OffsetTable: @unchecked Sendable {
+  let base: UnsafeMutablePointer<Int>
+
+  init(_ offsets: [Int]) {
+    base = .allocate(capacity: max(1, offsets.count))
+    base.initialize(to: 0)
+    for (index, offset) in offsets.enumerated() { base[index] = offset }
+  }
+
+  deinit { base.deallocate() }
+}

@@ -80,7 +80,7 @@ public func apus_context_set_input(
   status { () throws(ApusError) in
     let context = try object(context, ContextHandle.self, named: "context")
     let name = try text(name, named: "name")
-    do {
+    do throws(ApusError) {
       try context.set(name, .tensor(try borrowedTensor(tensor, owner: nil)))
     } catch {
       throw error.message.contains("'\(name)'")

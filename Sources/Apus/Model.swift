@@ -25,7 +25,8 @@ public enum Model {
 
   /// Whether the file begins like an engine, so that it is loaded and not built.
   public static func isEngine(path: String) throws(ApusError) -> Bool {
-    EngineFile.looksLikeEngine(try MappedFile(path: path).bytes)
+    let file = try MappedFile(path: path)
+    return withExtendedLifetime(file) { EngineFile.looksLikeEngine($0.bytes) }
   }
 }
 

@@ -43,10 +43,14 @@ enum Terminal {
   /// The largest resident size of the process so far, in bytes.
   static var peakMemoryByteCount: Int {
     var usage = rusage()
-    getrusage(RUSAGE_SELF, &usage)
     #if canImport(Darwin)
+      getrusage(RUSAGE_SELF, &usage)
       return usage.ru_maxrss
+    #elseif canImport(Glibc)
+      getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+      return usage.ru_maxrss * 1024
     #else
+      getrusage(RUSAGE_SELF, &usage)
       return usage.ru_maxrss * 1024
     #endif
   }

@@ -47,6 +47,7 @@ final class GraphImporter {
     outer: ImportScope
   ) throws(ApusError) -> Graph {
     let inner = GraphImporter(session, name: name)
+    inner.graph.isBody = true
     let path = outer.path.map { "\($0)/\(name)" } ?? name
     let scope = ImportScope(
       versions: outer.versions, attributes: outer.attributes, calls: outer.calls, prefix: "",

@@ -67,10 +67,14 @@ extension ONNXOperatorTable {
       let axis = try node.attributes.int("axis", 0)
       let sizes = try node.attributes.optionalInts("split")
       let operand = try sizes.map { (sizes) throws(ApusError) in try node.vector(sizes) }
-      return try node.result(Split(axis: axis), [try node.operand(0), operand])
+      let parts = sizes == nil ? node.outputCount : nil
+      return try node.result(
+        Split(axis: axis, numOutputs: parts), [try node.operand(0), operand])
     }
     op("Split", since: 13) { (node) throws(ApusError) in
-      Split(axis: try node.attributes.int("axis", 0))
+      Split(
+        axis: try node.attributes.int("axis", 0),
+        numOutputs: node.optional(1) == nil ? node.outputCount : nil)
     }
     op("Split", since: 18) { (node) throws(ApusError) in
       Split(

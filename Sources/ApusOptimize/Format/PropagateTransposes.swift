@@ -72,8 +72,13 @@ public struct PropagateTransposes: Pass {
       let permutation = commonPermutation(node, graph)
     else { return false }
     let inverse = Self.inverse(permutation)
-    let facts = graph.inferenceInputs(
+    let expanded = try fullRankConstants(node, graph, rank: permutation.count)
+    var facts = graph.inferenceInputs(
       node.inputs, outputCount: node.outputs.count, scope: node.name)
+    for (index, tensor) in expanded {
+      facts.types[index] = .tensor(tensor.type)
+      facts.constants[index] = tensor
+    }
     // Operands are T(x') with T = permutation; the operator must work on x' = T^-1(operand).
     guard let form = op.permuted(by: inverse, inputs: facts),
       form.permutesInput.count == node.inputs.count, context.claim(name, node.name)
@@ -85,7 +90,10 @@ public struct PropagateTransposes: Pass {
         inputs.append(nil)
         continue
       }
-      if let constant = form.replacedInputs[index] {
+      if let tensor = expanded[index], form.permutesInput[index] {
+        let constant = patch.constant("\(graph[input].name).expanded", tensor)
+        inputs.append(patch.add(Transpose(permutation: inverse), [constant]))
+      } else if let constant = form.replacedInputs[index] {
         inputs.append(patch.constant("\(graph[input].name).permuted", constant))
       } else if !form.permutesInput[index] {
         inputs.append(.existing(input))
@@ -101,6 +109,23 @@ public struct PropagateTransposes: Pass {
     }
     try patch.apply(to: &graph)
     return true
+  }
+
+  /// Constants of pointwise operators that broadcast from fewer axes, with leading axes of one added,
+  /// so that they can be permuted like the other operands.
+  private func fullRankConstants(_ node: Node, _ graph: Graph, rank: Int) throws(ApusError)
+    -> [Int: Tensor]
+  {
+    guard node.op is any PointwiseOperator else { return [:] }
+    var result: [Int: Tensor] = [:]
+    for (index, input) in node.inputs.enumerated() {
+      guard let input, let tensor = graph[input].constant, graph[input].packing == nil,
+        tensor.rank < rank, tensor.count > 1
+      else { continue }
+      result[index] = try tensor.reshaped(
+        Array(repeating: 1, count: rank - tensor.rank) + tensor.shape)
+    }
+    return result
   }
 
   /// The permutation that moving would cancel: that of the transposed operands, provided that they

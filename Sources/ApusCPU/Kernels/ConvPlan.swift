@@ -49,9 +49,8 @@ package final class ConvPlan: Sendable {
       shape.kernelHeight == 1 && shape.kernelWidth == 1 && shape.strideHeight == 1
       && shape.strideWidth == 1 && !padded && shape.outHeight == height && shape.outWidth == width
     let run = linear ? shape.batch * height * width : shape.outWidth
-    let conflict = shape.strideWidth * shape.inChannels % 1024 == 0
-    let tile =
-      tile ?? GemmTile.choose(run: run, n: groupOutputs, conflict: conflict, isa: isa)
+    let stride = shape.strideWidth * shape.inChannels
+    let tile = tile ?? GemmTile.choose(run: run, n: groupOutputs, stride: stride, isa: isa)
     self.tile = tile
     nr = tile.columns(isa)
 

@@ -25,8 +25,7 @@ package final class GemmPlan: Sendable {
     guard m > 0, n > 0, k > 0, isa != .portable else {
       throw ApusError(.notYetSupported, "a product of \(m) x \(k) and \(k) x \(n)")
     }
-    var tile =
-      tile ?? GemmTile.choose(run: m, n: n, conflict: lda % 1024 == 0 && m > 1, isa: isa)
+    var tile = tile ?? GemmTile.choose(run: m, n: n, stride: lda, isa: isa)
     if ldb != nil && isa == .avx2 {
       // The lanes of B's last columns take a register.
       tile.rows = max(1, min(tile.rows, (isa.registerCount - 2 - tile.vectors) / tile.vectors))

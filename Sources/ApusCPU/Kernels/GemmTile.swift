@@ -23,20 +23,23 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   package static func candidates(_ isa: ISA) -> [GemmTile] {
     let shapes =
       isa == .avx512
-      ? [(14, 2), (7, 4), (9, 3), (28, 1), (4, 6), (2, 8)] : [(6, 2), (4, 3), (12, 1), (2, 4)]
+      ? [(7, 4), (9, 3), (14, 2), (28, 1), (4, 6), (2, 8)] : [(6, 2), (4, 3), (12, 1), (2, 4)]
     return shapes.map { GemmTile(rows: $0.0, vectors: $0.1) }
   }
 
   /// A good tile for `n` columns and rows that come in runs of `run` (all rows of a matrix, or the
-  /// pixels of one output row). `conflict` says that rows of A lie a multiple of 4 KB apart: more of
-  /// them than the first-level cache has ways would evict each other.
-  package static func choose(run: Int, n: Int, conflict: Bool, isa: ISA) -> GemmTile {
+  /// pixels of one output row), `stride` elements apart.
+  package static func choose(run: Int, n: Int, stride: Int, isa: ISA) -> GemmTile {
+    // Rows whose distance divides 4 KB fall into few sets of the first-level cache; more of them than
+    // it has ways would evict each other.
+    let (period, lines) = (1024, stride % 1024 == 0 ? 1024 : stride & -stride)
+    let rowLimit = max(1, 7 * (period / min(period, max(16, lines))))
     let vectors = (n + isa.lanes - 1) / isa.lanes
     var best = GemmTile(rows: 1, vectors: 1)
     var bestScore = -1.0
     for candidate in candidates(isa) {
       var tile = candidate
-      if conflict { tile.rows = min(tile.rows, 7) }
+      tile.rows = min(tile.rows, rowLimit)
       let tiles = (run + tile.rows - 1) / tile.rows
       let rows = Double(run) / Double(tiles)
       // Columns in use, averaged over the panels.
@@ -44,12 +47,14 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
       let columns = Double(vectors) / Double(panels)
       let inFlight = isa == .avx512 ? 6.0 : 10.0
       // Loads of B per multiply-add fall with the rows, loads of A with the columns.
-      let loads = isa == .avx512 ? 1 / (1 + 1.5 / rows) : 1 / (0.5 / rows + 0.5 / columns + 0.5)
+      let loads = isa == .avx512 ? 1 / (1 + 0.3 / rows) : 1 / (0.5 / rows + 0.5 / columns + 0.5)
       var score = min(1, rows * columns / inFlight) * min(1, loads)
       score += 0.002 * rows * columns
+      // Many rows touch many pages and cache sets at once.
+      score *= 1 - 0.003 * max(0, rows - 7)
       if score > bestScore {
         bestScore = score
-        best = GemmTile(rows: tile.rows, vectors: tile.vectors)
+        best = GemmTile(rows: tile.rows, vectors: min(vectors, tile.vectors))
       }
     }
     return best

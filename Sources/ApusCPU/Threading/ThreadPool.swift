@@ -159,7 +159,12 @@ private final class PoolState: @unchecked Sendable {
       while current >> 16 == seen || current & 1 == 0 {
         if stopping.load(ordering: .relaxed) { return }
         spins += 1
-        if spins < Self.spinLimit { apus_cpu_relax() } else { sleep(seen) }
+        if spins < Self.spinLimit {
+          apus_cpu_relax()
+        } else {
+          sleep(seen)
+          spins = 0
+        }
         current = word.load(ordering: .acquiring)
       }
       let joined = word.weakCompareExchange(

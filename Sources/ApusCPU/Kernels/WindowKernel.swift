@@ -1,0 +1,238 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusX86
+
+/// Generated code that slides a window over channels-last pixels, channel by channel: depthwise
+/// convolution, largest element, sum.
+///
+/// A call computes `pixels` output pixels side by side, going over the channels in vectors; the number
+/// of window rows is an argument, the number of window columns is fixed.
+package final class WindowKernel: Sendable {
+  /// What is done with the elements of a window.
+  package enum Operation: Hashable, Sendable {
+    /// Sum of the products with the weights.
+    case multiply
+    /// The largest; NaN if there is one. Nothing gives minus infinity.
+    case maximum
+    /// Sum, times the factor argument.
+    case sum
+  }
+
+  /// What shapes the code; steps in bytes.
+  package struct Shape: Hashable, Sendable {
+    package var pixels: Int
+    /// Vectors of channels computed at once.
+    package var vectors: Int
+    package var columns: Int
+    package var channels: Int
+    /// From the window of one output pixel to the next one's.
+    package var pixelStep: Int
+    /// From one window column to the next.
+    package var columnStep: Int
+    package var weightRowStep: Int
+    /// From one window row to the next.
+    package var rowStep: Int
+    package var operation: Operation
+    package var epilogue: ScalarExpr
+    package var operands: [EpilogueOperand]
+    package var isa: ISA
+  }
+
+  /// Words of the argument block.
+  package enum Argument {
+    package static let input = 0
+    package static let weights = 1
+    package static let output = 2
+    package static let rows = 3
+    /// The factor of `sum`: the bits of a float.
+    package static let factor = 4
+    package static let operands = 5
+  }
+
+  private let memory: ExecutableMemory
+  /// The entry point, taking the address of the argument block.
+  package let code: @convention(c) (UnsafeMutablePointer<Int>) -> Void
+
+  /// Generates the code.
+  package init(_ shape: Shape) throws(ApusError) {
+    memory = try ExecutableMemory(WindowGenerator(shape).generate())
+    code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
+  }
+}
+
+private struct WindowGenerator {
+  let shape: WindowKernel.Shape
+  let a = Assembler()
+  let isa: ISA
+  let width: VectorWidth
+  let tail: TailMask
+  private let registers: [Vec]
+
+  /// rax, rdx: input and weights at the current channels; rcx: output; r8..: operands.
+  private let operandRegisters: [R64] = [.r8, .r9, .r10, .r11]
+
+  init(_ shape: WindowKernel.Shape) {
+    self.shape = shape
+    isa = shape.isa
+    width = isa.width
+    let width = shape.isa.width
+    var all = (0..<shape.isa.registerCount).map { Vec($0, width) }
+    tail = shape.isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast())
+    registers = all
+  }
+
+  func generate() throws(ApusError) -> [UInt8] {
+    guard shape.operands.count <= operandRegisters.count,
+      shape.epilogue.inputCount <= shape.operands.count + 1
+    else {
+      throw ApusError(.notYetSupported, "an epilogue of \(shape.operands.count) operands")
+    }
+    for register in [R64.rbx, .rbp, .r12, .r13, .r14] { a.push(register) }
+    a.mov(.rax, Address(.rdi, 8 * WindowKernel.Argument.input))
+    a.mov(.rdx, Address(.rdi, 8 * WindowKernel.Argument.weights))
+    a.mov(.rcx, Address(.rdi, 8 * WindowKernel.Argument.output))
+    a.mov(.r12, Address(.rdi, 8 * WindowKernel.Argument.rows))
+    for index in 0..<shape.operands.count {
+      a.mov(operandRegisters[index], Address(.rdi, 8 * (WindowKernel.Argument.operands + index)))
+    }
+    let full = shape.channels / width.lanes
+    let groups = full / shape.vectors
+    if groups > 0 {
+      a.mov(.r13, groups)
+      let loop = a.here()
+      try block(shape.vectors, masked: false)
+      advance(shape.vectors)
+      a.dec(.r13)
+      a.j(.notEqual, loop)
+    }
+    for _ in 0..<(full % shape.vectors) {
+      try block(1, masked: false)
+      advance(1)
+    }
+    if shape.channels % width.lanes != 0 {
+      a.prepareTail(tail, count: shape.channels % width.lanes, scratch: .rbx)
+      try block(1, masked: true)
+    }
+    for register in [R64.r14, .r13, .r12, .rbp, .rbx] { a.pop(register) }
+    a.vzeroupper()
+    a.ret()
+    return try a.finish()
+  }
+
+  private func advance(_ vectors: Int) {
+    let bytes = vectors * width.bytes
+    for register in [R64.rax, .rdx, .rcx] { a.add(register, bytes) }
+    for (index, kind) in shape.operands.enumerated() where kind != .scalar {
+      a.add(operandRegisters[index], bytes)
+    }
+  }
+
+  /// `vectors` vectors of channels of all pixels.
+  private func block(_ vectors: Int, masked: Bool) throws(ApusError) {
+    let count = shape.pixels * vectors
+    let sums = Array(registers.prefix(count))
+    let free = Array(registers.dropFirst(count))
+    guard free.count > vectors else {
+      throw ApusError(.notYetSupported, "a window of \(shape.pixels) pixels does not fit")
+    }
+    let tail: TailMask? = masked ? self.tail : nil
+    if shape.operation == .maximum {
+      let lowest = a.constant(words: [Float(-Double.infinity).bitPattern])
+      a.vbroadcastss(sums[0], lowest)
+      for sum in sums.dropFirst() { a.vmovups(sum, sums[0]) }
+    } else {
+      for sum in sums { a.vxorps(sum, sum, sum) }
+    }
+    let finished = a.label()
+    a.mov(.rbx, .rax)
+    a.mov(.rbp, .rdx)
+    a.mov(.r14, .r12)
+    a.test(.r14, .r14)
+    a.j(.lessOrEqual, finished)
+    let row = a.here()
+    for column in 0..<shape.columns {
+      window(column, sums, free, vectors, tail)
+    }
+    a.add(.rbx, shape.rowStep)
+    if shape.operation == .multiply { a.add(.rbp, shape.weightRowStep) }
+    a.dec(.r14)
+    a.j(.notEqual, row)
+    a.bind(finished)
+    if shape.operation == .sum {
+      a.vbroadcastss(free[0], Address(.rdi, 8 * WindowKernel.Argument.factor))
+      for sum in sums { a.vmulps(sum, sum, free[0]) }
+    }
+    for pixel in 0..<shape.pixels {
+      for vector in 0..<vectors {
+        let sum = sums[pixel * vectors + vector]
+        let offset = pixel * shape.channels * 4 + vector * width.bytes
+        let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail) { input in
+          if input == 0 { return .register(sum) }
+          let address = Address(operandRegisters[input - 1])
+          let place: Address
+          switch shape.operands[input - 1] {
+          case .scalar: return .element(address)
+          case .perColumn: place = address.offset(vector * width.bytes)
+          case .full: place = address.offset(offset)
+          }
+          return masked ? .tail(place) : .memory(place)
+        }
+        a.storeTail(
+          Address(.rcx, offset), try emitter.emit(shape.epilogue), tail)
+      }
+    }
+  }
+
+  /// One window column of the current row, for all pixels.
+  private func window(
+    _ column: Int, _ sums: [Vec], _ free: [Vec], _ vectors: Int, _ tail: TailMask?
+  ) {
+    let factors = Array(free.prefix(vectors))
+    let spare = Array(free.dropFirst(vectors))
+    if shape.operation == .multiply {
+      for (vector, factor) in factors.enumerated() {
+        let place = Address(.rbp, column * shape.channels * 4 + vector * width.bytes)
+        a.loadTail(factor, place, tail)
+      }
+    }
+    for pixel in 0..<shape.pixels {
+      for vector in 0..<vectors {
+        let sum = sums[pixel * vectors + vector]
+        let place = Address(
+          .rbx, pixel * shape.pixelStep + column * shape.columnStep + vector * width.bytes)
+        let loaded = spare[(pixel * vectors + vector) % spare.count]
+        if tail != nil { a.loadTail(loaded, place, tail) }
+        switch shape.operation {
+        case .multiply:
+          if tail == nil {
+            a.vfmadd231ps(sum, factors[vector], place)
+          } else {
+            a.vfmadd231ps(sum, factors[vector], loaded)
+          }
+        case .sum:
+          if tail == nil { a.vaddps(sum, sum, place) } else { a.vaddps(sum, sum, loaded) }
+        case .maximum:
+          if tail == nil { a.vmovups(loaded, place) }
+          maximum(sum, loaded, factors[0])
+        }
+      }
+    }
+  }
+
+  /// `sum = max(sum, element)`, keeping a NaN of either.
+  private func maximum(_ sum: Vec, _ element: Vec, _ scratch: Vec) {
+    // The hardware gives the second operand when either is NaN: a NaN element wins at once, a NaN sum
+    // is put back.
+    if isa == .avx512 {
+      a.vcmpps(Mask(1), sum, sum, .ordered)
+      a.vmaxps(sum, sum, element, mask: Mask(1))
+    } else {
+      a.vcmpps(scratch, sum, sum, .unordered)
+      a.vmaxps(element, sum, element)
+      a.vblendvps(sum, mask: scratch, element, sum)
+    }
+  }
+}

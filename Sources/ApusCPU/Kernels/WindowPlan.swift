@@ -1,0 +1,169 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusX86
+
+/// Windows that slide over channels-last pixels with every channel on its own: depthwise convolution
+/// (weights `[kernelHeight, kernelWidth, channels]`, used as they lie) and pooling.
+///
+/// One call of generated code computes some output pixels side by side for all channels. Windows that
+/// reach outside the input are handled by starting from fewer window rows, and from fewer window
+/// columns in the few pixels at the left and right edge; the input is not copied.
+package final class WindowPlan: Sendable {
+  /// What becomes of a window.
+  package enum Mode: Hashable, Sendable {
+    /// The sum of the products with the channel's weights.
+    case depthwise
+    /// The largest element.
+    case maximum
+    /// The mean of the elements inside the input.
+    case average
+    /// The sum over a fixed number: means that count zeros around the input.
+    case averageOver(Int)
+  }
+
+  private let mode: Mode
+  private let shape: ConvShape
+  private let isa: ISA
+  private let operands: [EpilogueOperand]
+  /// Runs of output pixels in a row.
+  private let runs: [Run]
+  private let kernels: [WindowKernel]
+  private let rowsPerTask: Int
+
+  /// Output pixels side by side whose windows have the same columns inside the input.
+  private struct Run: Sendable {
+    var x: Int
+    var pixels: Int
+    /// Window columns used.
+    var columns: Range<Int>
+    var kernel: Int
+  }
+
+  /// Plans windows; `shape` has as many output as input channels, its groups do not matter.
+  package init(
+    _ mode: Mode, _ shape: ConvShape, isa: ISA = .current, epilogue: ScalarExpr = .input(0),
+    operands: [EpilogueOperand] = []
+  ) throws(ApusError) {
+    guard isa != .portable, shape.isValid, shape.outChannels == shape.inChannels else {
+      throw ApusError(.notYetSupported, "these windows have no generated kernel")
+    }
+    self.mode = mode
+    let operation: WindowKernel.Operation =
+      switch mode {
+      case .depthwise: .multiply
+      case .maximum: .maximum
+      case .average, .averageOver: .sum
+      }
+    self.shape = shape
+    self.isa = isa
+    self.operands = operands
+    // Pixels side by side as far as accumulators, products and the epilogue's registers allow.
+    let vectors = (shape.inChannels + isa.lanes - 1) / isa.lanes
+    let (pixels, width) = isa == .avx512 ? (vectors == 1 ? 12 : 6, 2) : (vectors == 1 ? 6 : 3, 2)
+    var runs: [Run] = []
+    var kernels: [WindowKernel] = []
+    var known: [WindowKernel.Shape: Int] = [:]
+    for (x, count, columns) in Self.columnRuns(shape) {
+      var first = x
+      for size in TiledMultiply.split(count, rows: pixels) {
+        let window = WindowKernel.Shape(
+          pixels: size, vectors: min(width, vectors), columns: columns.count,
+          channels: shape.inChannels, pixelStep: shape.strideWidth * shape.inChannels * 4,
+          columnStep: shape.dilationWidth * shape.inChannels * 4,
+          weightRowStep: shape.kernelWidth * shape.inChannels * 4,
+          rowStep: shape.dilationHeight * shape.inWidth * shape.inChannels * 4,
+          operation: operation, epilogue: epilogue, operands: operands, isa: isa)
+        if known[window] == nil {
+          known[window] = kernels.count
+          kernels.append(try WindowKernel(window))
+        }
+        runs.append(Run(x: first, pixels: size, columns: columns, kernel: known[window] ?? 0))
+        first += size
+      }
+    }
+    self.runs = runs
+    self.kernels = kernels
+    let work = 2.0 * Double(
+      shape.outWidth * shape.outChannels * shape.kernelHeight * shape.kernelWidth)
+    rowsPerTask = max(1, min(Int(500_000 / work), shape.outHeight / 4))
+  }
+
+  /// Stretches of an output row: `(first pixel, pixels, window columns inside the input)`.
+  static func columnRuns(_ shape: ConvShape) -> [(Int, Int, Range<Int>)] {
+    var result: [(Int, Int, Range<Int>)] = []
+    for x in 0..<shape.outWidth {
+      let columns = inside(
+        start: x * shape.strideWidth - shape.padLeft, step: shape.dilationWidth,
+        count: shape.kernelWidth, limit: shape.inWidth)
+      if let last = result.last, last.2 == columns {
+        result[result.count - 1].1 += 1
+      } else {
+        result.append((x, 1, columns))
+      }
+    }
+    return result
+  }
+
+  /// The window places `start + i * step` that lie in `0..<limit`.
+  static func inside(start: Int, step: Int, count: Int, limit: Int) -> Range<Int> {
+    let low = start >= 0 ? 0 : min(count, (-start + step - 1) / step)
+    let high = start >= limit ? 0 : min(count, (limit - start + step - 1) / step)
+    return low..<max(low, high)
+  }
+
+  /// Computes all windows; `weights` only for convolution. `operands` holds the addresses of the epilogue's extra operands.
+  package func run(
+    input: UnsafeRawPointer, weights: UnsafeRawPointer? = nil, output: UnsafeMutableRawPointer,
+    operands: UnsafePointer<UnsafeRawPointer>? = nil, pool: ThreadPool
+  ) {
+    let s = shape
+    let pixel = s.inChannels * 4
+    let blocks = (s.outHeight + rowsPerTask - 1) / rowsPerTask
+    pool.parallelFor(s.batch * blocks) { task, _ in
+      let image = task / blocks
+      let firstRow = task % blocks * rowsPerTask
+      let words = WindowKernel.Argument.operands + self.operands.count
+      withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { buffer in
+        guard let arguments = buffer.baseAddress else { return }
+        for y in firstRow..<min(s.outHeight, firstRow + rowsPerTask) {
+          let top = y * s.strideHeight - s.padTop
+          let rows = Self.inside(
+            start: top, step: s.dilationHeight, count: s.kernelHeight, limit: s.inHeight)
+          let line = (image * s.inHeight + top + rows.lowerBound * s.dilationHeight) * s.inWidth
+          for run in runs {
+            let left =
+              run.x * s.strideWidth - s.padLeft + run.columns.lowerBound * s.dilationWidth
+            let place = ((image * s.outHeight + y) * s.outWidth + run.x) * pixel
+            arguments[WindowKernel.Argument.input] =
+              Int(bitPattern: input) + (line + left) * pixel
+            arguments[WindowKernel.Argument.weights] =
+              (weights.map { Int(bitPattern: $0) } ?? 0)
+              + (rows.lowerBound * s.kernelWidth + run.columns.lowerBound) * pixel
+            arguments[WindowKernel.Argument.output] = Int(bitPattern: output) + place
+            arguments[WindowKernel.Argument.rows] = run.columns.isEmpty ? 0 : rows.count
+            arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns.count)
+            if let operands {
+              for (index, kind) in self.operands.enumerated() {
+                arguments[WindowKernel.Argument.operands + index] =
+                  Int(bitPattern: operands[index]) + (kind == .full ? place : 0)
+              }
+            }
+            kernels[run.kernel].code(arguments)
+          }
+        }
+      }
+    }
+  }
+
+  /// What the sum over a window with `inside` elements in the input is multiplied by.
+  private func factor(_ inside: Int) -> Int {
+    switch mode {
+    case .depthwise, .maximum: 0
+    case .average: Int((1 / Float(max(1, inside))).bitPattern)
+    case .averageOver(let count): Int((1 / Float(max(1, count))).bitPattern)
+    }
+  }
+}

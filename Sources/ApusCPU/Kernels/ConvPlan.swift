@@ -110,7 +110,7 @@ package final class ConvPlan: Sendable {
     }
     let k = memberK * offsets.count
     var blocks: [TiledMultiply.KBlock] = []
-    let perBlock = tiles.count == 1 ? offsets.count : max(1, 1536 / memberK)
+    let perBlock = tiles.count == 1 ? offsets.count : max(1, 768 / memberK)
     var first = 0
     for count in TiledMultiply.split(offsets.count, rows: perBlock) {
       blocks.append(

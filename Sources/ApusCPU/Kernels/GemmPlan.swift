@@ -45,7 +45,7 @@ package final class GemmPlan: Sendable {
     // Long sums are cut so that the part of B in use stays in the second-level cache; with one tile of
     // rows nothing is used twice.
     var blocks: [TiledMultiply.KBlock] = []
-    let pieces = tiles.count == 1 ? 1 : max(1, (k + 1023) / 1536)
+    let pieces = tiles.count == 1 ? 1 : max(1, (k + 255) / 512)
     var start = 0
     for (index, size) in TiledMultiply.split(k, rows: (k + pieces - 1) / pieces).enumerated() {
       blocks.append(TiledMultiply.KBlock(first: index, count: 1, k: size, start: start))

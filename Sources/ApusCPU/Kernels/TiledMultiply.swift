@@ -89,23 +89,37 @@ package final class TiledMultiply: Sendable {
     }
     self.kernels = kernels
     offsets = OffsetTable(plan.offsets)
-    // A block of rows keeps its part of A in the second-level cache while panels of B pass by.
+    // A block of rows keeps its part of A in the second-level cache while panels of B pass by. Among
+    // the divisions that give enough tasks to share out, the one that reads least from beyond that
+    // cache: B once for each block of rows, A once for each group of panels.
     let rows = plan.patterns.first?.count ?? 1
     let kc = plan.blocks.map { $0.k * $0.count }.max() ?? 1
-    let fitting = max(1, 384 * 1024 / max(1, rows * kc * 4))
-    // Enough tasks to share out evenly, none of them too small to be worth handing over.
-    let work = 2.0 * Double(rows) * Double(plan.n) * Double(plan.k)
-    let total = work * Double(plan.tiles.count * plan.groups)
+    let tiles = plan.tiles.count
+    let fitting = max(1, min(tiles, Self.blockBytes / max(1, rows * kc * 4)))
+    let total = 2.0 * Double(rows * tiles * plan.groups) * Double(plan.n) * Double(plan.k)
     let wanted = max(1, min(8 * ThreadPool.availableProcessors(), Int(total / 1e6)))
-    var perBlock = min(fitting, max(1, plan.tiles.count))
-    let blocks = max(1, wanted / max(1, plan.groups))
-    perBlock = max(1, min(perBlock, max((plan.tiles.count + blocks - 1) / blocks, 4)))
-    tilesPerBlock = perBlock
-    blocksOfRows = (plan.tiles.count + perBlock - 1) / perBlock
-    let columnTasks = max(1, min(panels, wanted / max(1, blocksOfRows * plan.groups)))
-    panelsPerTask = (panels + columnTasks - 1) / columnTasks
+    let bytesOfA = Double(rows * tiles * plan.k)
+    let bytesOfB = Double(plan.k * plan.n)
+    var best = (cost: Double.infinity, perBlock: 1, panelsPerTask: panels)
+    var blocks = (tiles + fitting - 1) / fitting
+    while blocks <= tiles {
+      let perBlock = (tiles + blocks - 1) / blocks
+      let used = (tiles + perBlock - 1) / perBlock
+      let columnTasks = max(1, min(panels, (wanted - 1) / (used * plan.groups) + 1))
+      let perTask = (panels + columnTasks - 1) / columnTasks
+      let missing = max(1, Double(wanted) / Double(used * columnTasks * plan.groups))
+      let cost = (Double(used) * bytesOfB + Double(columnTasks) * bytesOfA) * missing
+      if cost < best.cost { best = (cost, perBlock, perTask) }
+      blocks = blocks < 16 ? blocks + 1 : blocks * 2
+    }
+    tilesPerBlock = best.perBlock
+    blocksOfRows = (tiles + tilesPerBlock - 1) / tilesPerBlock
+    panelsPerTask = best.panelsPerTask
     panelTasks = (panels + panelsPerTask - 1) / panelsPerTask
   }
+
+  /// How much of A a block of rows may cover.
+  private static let blockBytes = 448 * 1024
 
   /// Multiplies. `operands` holds the addresses of the epilogue's extra operands.
   package func run(

@@ -73,7 +73,9 @@ struct Tuner {
           report.measurements.append((choice.id, seconds))
           Log.debug(4, "\(choice.id) \(seconds * 1e6) us for \(problem.key)")
           if seconds < best?.seconds ?? .infinity { best = (choice, seconds) }
-        } catch where error.code == .resourceLimit {
+        } catch where error.code == .resourceLimit || error.code == .notYetSupported
+          || error.code == .execution
+        {
           report.refusals.append((choice.id, error.message))
         }
       }

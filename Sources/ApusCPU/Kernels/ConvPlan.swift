@@ -110,7 +110,7 @@ package final class ConvPlan: Sendable {
     }
     let k = memberK * offsets.count
     var blocks: [TiledMultiply.KBlock] = []
-    let perBlock = tiles.count == 1 ? offsets.count : max(1, 1536 / memberK)
+    let perBlock = tiles.count == 1 ? offsets.count : max(1, 768 / memberK)
     var first = 0
     for count in TiledMultiply.split(offsets.count, rows: perBlock) {
       blocks.append(
@@ -124,8 +124,12 @@ package final class ConvPlan: Sendable {
       TiledMultiply.Plan(
         isa: isa, tiles: tiles, patterns: patterns, offsets: offsets, blocks: blocks, k: k,
         n: groupOutputs, vectors: tile.vectors, ldb: nil, ldc: shape.outChannels,
-        epilogue: epilogue, operands: operands, groups: shape.groups,
-        groupBytesOfA: groupInputs * 4, groupBytesOfB: groupBytes, groupColumnsOfC: groupOutputs))
+        epilogue: epilogue, operands: operands,
+        groups: (0..<shape.groups).map { group in
+          TiledMultiply.Group(
+            a: group * groupInputs * 4, b: group * groupBytes, c: group * groupOutputs * 4,
+            column: group * groupOutputs)
+        }))
   }
 
   /// Packs weights `[kernelHeight, kernelWidth, inChannels / groups, outChannels]`.

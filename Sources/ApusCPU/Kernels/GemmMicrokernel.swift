@@ -179,6 +179,9 @@ private struct MicrokernelGenerator {
     a.bind(done)
   }
 
+  /// How many elements of K ahead of their use columns of B are fetched.
+  private static let prefetchSteps = 16
+
   /// One element of K: every accumulator gets one multiply-add.
   private func step(_ k: Int) {
     let panelBytes = shape.panelBytes
@@ -188,6 +191,10 @@ private struct MicrokernelGenerator {
     for (index, column) in columns.enumerated() {
       let place = Address(.rbx, k * panelBytes + index * width.bytes)
       a.loadTail(column, place, shape.masksB ? tail(index) : nil)
+      // Panels are read once from start to end, across pages, where the hardware does not look ahead.
+      if !shape.masksB && index * width.bytes % 64 == 0 {
+        a.prefetcht0(place.offset(Self.prefetchSteps * panelBytes))
+      }
     }
     for row in 0..<rows {
       let element = Address(.rax, shape.rowOffsets[row] + 4 * k)

@@ -46,6 +46,11 @@ final class GraphImporter {
     _ proto: ONNXGraphProto, name: String, inputTypes: [ValueType?], captures: [Capture],
     outer: ImportScope
   ) throws(ApusError) -> Graph {
+    guard proto.input.count == inputTypes.count else {
+      throw ApusError(
+        .invalidGraph,
+        "the graph '\(name)' has \(proto.input.count) inputs where \(inputTypes.count) are given")
+    }
     let inner = GraphImporter(session, name: name)
     inner.graph.isBody = true
     let path = outer.path.map { "\($0)/\(name)" } ?? name
@@ -54,7 +59,7 @@ final class GraphImporter {
       path: path)
     try inner.declareTensors(proto, in: scope)
     for (index, input) in proto.input.enumerated() {
-      try inner.declareInput(input, scope, known: index < inputTypes.count ? inputTypes[index] : nil)
+      try inner.declareInput(input, scope, known: inputTypes[index])
     }
     for capture in captures {
       let value = graph[capture.value]

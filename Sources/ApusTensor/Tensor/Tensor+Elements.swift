@@ -69,6 +69,9 @@ extension Tensor {
   public init(
     _ values: [Double], _ dataType: DataType, shape: [Int], saturate: Bool = true
   ) throws(ApusError) {
+    guard dataType != .string else {
+      throw ApusError(.typeMismatch, "numbers cannot become texts")
+    }
     try self.init(dataType, shape: shape)
     let count = self.count
     guard values.count == (dataType.isComplex ? count * 2 : count) else {
@@ -107,6 +110,9 @@ extension Tensor {
     if dataType.isFloat || dataType.isComplex {
       try self.init(values.map(Double.init), dataType, shape: shape)
       return
+    }
+    guard dataType != .string else {
+      throw ApusError(.typeMismatch, "numbers cannot become texts")
     }
     try self.init(dataType, shape: shape)
     guard values.count == count else {

@@ -43,7 +43,8 @@ let package = Package(
       name: "ApusEngine", dependencies: ["ApusOptimize", "ApusKernel", "ApusCPU"],
       swiftSettings: settings),
     .target(name: "Apus", dependencies: ["ApusEngine", "ApusONNX"], swiftSettings: settings),
-    .target(name: "ApusC", dependencies: ["Apus"], swiftSettings: settings),
+    .systemLibrary(name: "CApus", path: "include"),
+    .target(name: "ApusC", dependencies: ["Apus", "CApus"], swiftSettings: settings),
     .executableTarget(
       name: "ApusCLI",
       dependencies: [
@@ -58,7 +59,8 @@ let package = Package(
     .testTarget(name: "ApusBaseTests", dependencies: ["ApusBase", "ApusTensor"], swiftSettings: settings),
     .testTarget(name: "ApusGraphTests", dependencies: ["ApusGraph", "ApusTestSupport"], swiftSettings: settings),
     .testTarget(name: "ApusOpsTests", dependencies: ["ApusOps", "ApusTestSupport"], swiftSettings: settings),
-    .testTarget(name: "ApusONNXTests", dependencies: ["ApusONNX", "ApusTestSupport"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusONNXTests", dependencies: ["Apus", "ApusONNX", "ApusProto", "ApusTestSupport"], swiftSettings: settings),
     .testTarget(
       name: "ApusOptimizeTests", dependencies: ["ApusOptimize", "ApusTestSupport"],
       swiftSettings: settings),

@@ -3,31 +3,45 @@
 
 /// A 64-bit checksum for file sections and cache keys: eight bytes at a time through
 /// multiply-xorshift mixing, stable across machines and versions. Not cryptographic.
+///
+/// Bytes may be added in pieces of any size: only their sequence counts.
 public struct Checksum: Sendable {
   private var state: UInt64 = 0x9e37_79b9_7f4a_7c15
   private var byteCount: UInt64 = 0
+  /// The bytes of a word that is not complete yet, first byte lowest.
+  private var pending: UInt64 = 0
 
   /// Creates the checksum of nothing.
   public init() {}
 
   /// Adds bytes.
   public mutating func update(_ bytes: UnsafeRawBufferPointer) {
+    var index = 0
+    while byteCount % 8 != 0, index < bytes.count { append(bytes[index], &index) }
     var lane = state
-    let words = bytes.count / 8
-    for index in 0..<words {
-      let word = UInt64(
-        littleEndian: bytes.loadUnaligned(fromByteOffset: index &* 8, as: UInt64.self))
-      lane = (lane ^ word) &* 0xff51_afd7_ed55_8ccd
-      lane ^= lane >> 32
-    }
-    var tail: UInt64 = 0
-    for index in (words * 8)..<bytes.count { tail = (tail << 8) | UInt64(bytes[index]) }
-    if bytes.count % 8 != 0 {
-      lane = (lane ^ tail) &* 0xc4ce_b9fe_1a85_ec53
-      lane ^= lane >> 29
+    let words = (bytes.count - index) / 8
+    for word in 0..<words {
+      let value = bytes.loadUnaligned(fromByteOffset: index &+ word &* 8, as: UInt64.self)
+      lane = Self.mix(lane, UInt64(littleEndian: value))
     }
     state = lane
-    byteCount &+= UInt64(bytes.count)
+    byteCount &+= UInt64(words * 8)
+    index += words * 8
+    while index < bytes.count { append(bytes[index], &index) }
+  }
+
+  private mutating func append(_ byte: UInt8, _ index: inout Int) {
+    pending |= UInt64(byte) << (byteCount % 8 * 8)
+    byteCount &+= 1
+    index += 1
+    guard byteCount % 8 == 0 else { return }
+    state = Self.mix(state, pending)
+    pending = 0
+  }
+
+  private static func mix(_ lane: UInt64, _ word: UInt64) -> UInt64 {
+    let mixed = (lane ^ word) &* 0xff51_afd7_ed55_8ccd
+    return mixed ^ (mixed >> 32)
   }
 
   /// Adds a text's UTF-8 bytes.
@@ -38,7 +52,8 @@ public struct Checksum: Sendable {
 
   /// The checksum of everything added so far.
   public var value: UInt64 {
-    var mixed = state ^ byteCount
+    var mixed = byteCount % 8 == 0 ? state : Self.mix(state, pending)
+    mixed ^= byteCount
     mixed = (mixed ^ (mixed >> 33)) &* 0xff51_afd7_ed55_8ccd
     return mixed ^ (mixed >> 33)
   }

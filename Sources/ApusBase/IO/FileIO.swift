@@ -57,7 +57,7 @@ public enum FileIO {
   /// Reads a whole file into memory.
   public static func read(_ path: String) throws(ApusError) -> [UInt8] {
     let file = try MappedFile(path: path)
-    return Array(file.bytes)
+    return withExtendedLifetime(file) { Array($0.bytes) }
   }
 
   /// Whether something exists at `path`.

@@ -17,6 +17,8 @@ public struct BuildReport: Sendable {
     public var refusals: [(id: String, reason: String)]
     /// Whether the time came from the timing cache.
     public var fromCache: Bool
+    /// Arithmetic operations of the problem.
+    public var operations = 0.0
   }
 
   /// Seconds by phase, in order.

@@ -36,7 +36,8 @@ struct Tuner {
     var (choices, refusals) = library.selector.candidates(problem)
     var report = BuildReport.Tuned(
       problem: problem.key, winner: "", measurements: [],
-      refusals: refusals.map { ($0.tactic, $0.reason) }, fromCache: false)
+      refusals: refusals.map { ($0.tactic, $0.reason) }, fromCache: false,
+      operations: problem.cost.operations)
     if let entry = cache.entry(problem: problem.key, device: device),
       let choice = choices.first(where: { $0.id == entry.winner }),
       choice.tactic.version == entry.version

@@ -12,6 +12,22 @@ extension Engine {
   ///
   /// - Throws: `file-access`.
   public func save(path: String) throws(ApusError) {
+    try write { (chunks) throws(ApusError) in try FileIO.write(chunks, to: path) }
+  }
+
+  /// The bytes that `save` writes.
+  public func serialized() throws(ApusError) -> [UInt8] {
+    var bytes: [UInt8] = []
+    try write { (chunks) throws(ApusError) in
+      bytes.reserveCapacity(chunks.reduce(0) { $0 + $1.count })
+      for chunk in chunks { bytes += chunk }
+    }
+    return bytes
+  }
+
+  private func write(to sink: ([UnsafeRawBufferPointer]) throws(ApusError) -> Void)
+    throws(ApusError)
+  {
     var writer = TextWriter(sink: ConstantTable())
     let text = try writer.write(graph)
     let constants = writer.sink.tensors
@@ -44,7 +60,7 @@ extension Engine {
             [
               (.metadata, [parts[0]]), (.graph, [parts[1]]), (.selections, [parts[2]]),
               (.constantTable, [parts[3]]), (.report, [parts[4]]), (.constants, chunks),
-            ], to: path)
+            ], to: sink)
           return .success(())
         } catch { return .failure(error) }
       }
@@ -80,14 +96,17 @@ extension Engine {
   /// - Parameters:
   ///   - path: The file.
   ///   - threadCount: CPU threads one inference may use; 0 for all cores.
+  ///   - backend: A device that Apus does not know by name; nil for the one the engine names.
   /// - Throws: `file-access`, `malformed-file` when the file is damaged, `incompatible` when it was
   ///   built by another version or for another device.
   public static func load(
-    path: String, threadCount: Int = 0, registry: OperatorRegistry = .standard
+    path: String, threadCount: Int = 0, backend: (any Backend)? = nil,
+    registry: OperatorRegistry = .standard
   ) throws(ApusError) -> Engine {
     let file = try MappedFile(path: path)
     do {
-      return try load(file.bytes, owner: file, threadCount: threadCount, registry: registry)
+      return try load(
+        file.bytes, owner: file, threadCount: threadCount, backend: backend, registry: registry)
     } catch {
       throw error.at(GraphLocation(file: path))
     }
@@ -96,12 +115,15 @@ extension Engine {
   /// Loads an engine from bytes that `owner` keeps alive.
   public static func load(
     _ bytes: UnsafeRawBufferPointer, owner: AnyObject, threadCount: Int = 0,
-    registry: OperatorRegistry = .standard
+    backend chosenBackend: (any Backend)? = nil, registry: OperatorRegistry = .standard
   ) throws(ApusError) -> Engine {
     let sections = try EngineFile.sections(of: bytes)
     let metadata = parseMetadata(try text(.metadata, sections))
-    let backend = try Devices.backend(
-      for: metadata["kind"] ?? "cpu", threadCount: threadCount)
+    let kind = metadata["kind"] ?? "cpu"
+    let named = chosenBackend == nil ? try Devices.backend(for: kind, threadCount: threadCount) : nil
+    guard let backend = chosenBackend ?? named else {
+      throw ApusError(.internalError, "no backend for '\(kind)'")
+    }
     try checkDevice(metadata, backend.traits)
     let constants = try constantReader(sections, owner: owner)
     var reader = TextReader(try text(.graph, sections), registry: registry, constant: constants)

@@ -36,9 +36,10 @@ package enum EngineFile {
     case report = 6
   }
 
-  /// Writes a file.
+  /// Passes a whole file, in pieces that are valid during the call, to `sink`.
   package static func write(
-    _ sections: [(kind: Kind, chunks: [UnsafeRawBufferPointer])], to path: String
+    _ sections: [(kind: Kind, chunks: [UnsafeRawBufferPointer])],
+    to sink: ([UnsafeRawBufferPointer]) throws(ApusError) -> Void
   ) throws(ApusError) {
     var table: [UInt8] = []
     var offset = aligned(headerByteCount + sections.count * entryByteCount)
@@ -64,12 +65,12 @@ package enum EngineFile {
     append(sum.value, to: &header)
     append(UInt64(offset), to: &header)
     header += Array(repeating: 0, count: headerByteCount - header.count)
-    try writeAll(header + table, placed, total: offset, path)
+    try writeAll(header + table, placed, total: offset, sink)
   }
 
   private static func writeAll(
     _ head: [UInt8], _ sections: [(offset: Int, section: [UnsafeRawBufferPointer])], total: Int,
-    _ path: String
+    _ sink: ([UnsafeRawBufferPointer]) throws(ApusError) -> Void
   ) throws(ApusError) {
     let padding = [UInt8](repeating: 0, count: 64)
     let result: Result<Void, ApusError> = head.withUnsafeBytes { head in
@@ -83,7 +84,7 @@ package enum EngineFile {
         }
         chunks.append(UnsafeRawBufferPointer(rebasing: zeros[0..<(total - position)]))
         do throws(ApusError) {
-          try FileIO.write(chunks, to: path)
+          try sink(chunks)
           return .success(())
         } catch { return .failure(error) }
       }

@@ -51,6 +51,9 @@ package final class GraphProgram: Sendable {
     return stage
   }
 
+  /// Whether elements of input `index` decide shapes or branches.
+  package func decidesShapes(_ index: Int) -> Bool { decidingInputs.contains(index) }
+
   private func decidingValues(_ inputs: [RuntimeValue?]) -> [Int: Tensor] {
     var values: [Int: Tensor] = [:]
     for index in decidingInputs {

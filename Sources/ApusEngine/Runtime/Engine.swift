@@ -27,8 +27,13 @@ public final class Engine: Sendable {
   package let library: KernelLibrary
   package let program: GraphProgram
   package let reportText: String
+  let buildRefusals: [(rule: String, node: String, reason: String)]
 
-  package init(graph: Graph, library: KernelLibrary, reportText: String, isReference: Bool) {
+  package init(
+    graph: Graph, library: KernelLibrary, reportText: String, isReference: Bool,
+    refusals: [(rule: String, node: String, reason: String)] = []
+  ) {
+    buildRefusals = refusals
     self.graph = graph
     self.library = library
     self.reportText = reportText

@@ -21,7 +21,7 @@ public final class ExecutionContext {
   /// The bound state for the last shapes: running again with them allocates nothing.
   private struct Prepared {
     let stage: ProgramStage
-    let inputs: [Tensor]
+    var inputs: [Tensor]
     var outputs: [Tensor]
   }
 
@@ -74,12 +74,14 @@ public final class ExecutionContext {
       throw InputCheck.unknown(name, engine.graph)
     }
     try InputCheck.check(.tensor(tensor), index, engine.graph)
-    if case .tensor(let old)? = bound[index], old.shape != tensor.shape { prepared = nil }
-    if let prepared, prepared.inputs.indices.contains(index),
-      prepared.inputs[index].bytes.baseAddress != tensor.bytes.baseAddress
+    // A new address only is patched in; new sizes, or other elements of an input that decides shapes,
+    // may need another plan.
+    if case .tensor(let old)? = bound[index],
+      old.shape != tensor.shape || engine.program.decidesShapes(index)
     {
-      self.prepared = nil
+      prepared = nil
     }
+    prepared?.inputs[index] = tensor
     bound[index] = .tensor(tensor)
   }
 
@@ -115,5 +117,5 @@ public final class ExecutionContext {
   /// Bytes of activation memory the context holds.
   public var workspaceByteCount: Int { runner.arenaByteCount }
 
-  package var programRunner: ProgramRunner { runner }
+  var programRunner: ProgramRunner { runner }
 }

@@ -11,6 +11,7 @@ extension Graph {
     nodes: [NodeID], inputs: [ValueID], outputs: [ValueID], name: String
   ) -> Graph {
     var part = Graph(name: name)
+    part.isBody = isBody
     var mapped: [ValueID: ValueID] = [:]
     for input in inputs {
       let id = part.addInput(self[input].name, self[input].type)

@@ -61,6 +61,8 @@ public struct Value: Sendable {
 public struct Graph: Sendable {
   /// The name.
   public var name: String
+  /// Whether it is the body of a control-flow operator.
+  public var isBody = false
   /// What the caller provides, in order.
   public private(set) var inputs: [ValueID] = []
   /// What the caller receives, in order.
@@ -238,6 +240,11 @@ public struct Graph: Sendable {
     let types: [ValueType]
     do {
       types = try op.infer(facts)
+    } catch where isBody && error.code == .typeMismatch {
+      // A branch may contradict the types outside that keep it from being taken: its results are
+      // open, and should it run all the same, the operator itself reports the contradiction.
+      let first = inputs.first.flatMap { $0 }.flatMap { self[$0].type.tensor?.dataType }
+      types = Array(repeating: .tensor(TensorType(first ?? .float32, nil)), count: outputCount)
     } catch {
       throw error.at(location).at(GraphLocation(node: nodeName, operatorName: op.name))
     }

@@ -6,11 +6,13 @@ import ApusTensor
 
 /// The storage order of a constant matrix that a kernel reads in panels.
 ///
-/// A matrix of `rows` x `columns` per batch entry is stored as `ceil(columns / width)` panels of
-/// `rows` x `width` elements, the last one padded with zeros, so that a kernel reads it straight
-/// through. The value keeps its logical type; only its bytes are in this order.
+/// The dense tensor is read as `[rows, batch, columns]`: side by side, `batch` matrices of `rows` x
+/// `columns` (the groups of a convolution; one for a plain product). Each matrix is stored as
+/// `ceil(columns / width)` panels of `rows` x `width` elements, the last one padded with zeros, so
+/// that a kernel reads it straight through. The value keeps its logical type; only its bytes are in
+/// this order.
 public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
-  /// The number of independent matrices, one after another.
+  /// The number of independent matrices.
   public var batch: Int
   /// The rows of each matrix (the depth K of a product).
   public var rows: Int
@@ -35,7 +37,7 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
 
   public var description: String { "panels[\(batch), \(rows), \(columns), \(width)]" }
 
-  /// Packs a dense row-major `[batch, rows, columns]` tensor; the result is a vector of elements.
+  /// Packs a dense row-major `[rows, batch, columns]` tensor; the result is a vector of elements.
   ///
   /// - Throws: `invalid-argument` when the tensor has another number of elements.
   public func pack(_ tensor: Tensor) throws(ApusError) -> Tensor {
@@ -72,7 +74,7 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
         let column = panel * width
         let run = min(width, columns - column)
         for row in 0..<rows {
-          body(((matrix * rows + row) * columns + column) * size, stored, run * size)
+          body(((row * batch + matrix) * columns + column) * size, stored, run * size)
           stored += width * size
         }
       }

@@ -51,6 +51,7 @@ public struct TextReader {
     guard depth < 64 else { throw lexer.error("graphs are nested too deeply") }
     try lexer.expect(word: "graph")
     var graph = Graph(name: try lexer.string())
+    graph.isBody = depth > 0
     try lexer.expect("{")
     while !lexer.take("}") {
       if lexer.peek("%") {

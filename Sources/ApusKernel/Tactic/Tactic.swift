@@ -11,7 +11,9 @@ public enum Support: Sendable, Equatable {
 }
 
 /// The choices a tactic leaves to the tuner: small named integers such as a tile's sizes.
-public struct TacticConfiguration: Hashable, Sendable, CustomStringConvertible {
+public struct TacticConfiguration: Hashable, Sendable, CustomStringConvertible,
+  ExpressibleByDictionaryLiteral
+{
   /// Names and values in a fixed order.
   public let values: [Choice]
 
@@ -21,9 +23,12 @@ public struct TacticConfiguration: Hashable, Sendable, CustomStringConvertible {
     public let value: Int
   }
 
-  /// Creates a configuration.
-  public init(_ values: KeyValuePairs<String, Int> = [:]) {
-    self.values = values.map { Choice(name: $0.key, value: $0.value) }
+  /// The configuration of a tactic with nothing to choose.
+  public init() { values = [] }
+
+  /// Creates a configuration from a literal.
+  public init(dictionaryLiteral elements: (String, Int)...) {
+    values = elements.map { Choice(name: $0.0, value: $0.1) }
   }
 
   /// The value of a choice.

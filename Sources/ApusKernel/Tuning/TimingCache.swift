@@ -18,6 +18,13 @@ public final class TimingCache: Sendable {
     public var version: Int
     /// All measured times in seconds, in the order of measurement.
     public var measurements: [Measurement]
+
+    /// Creates a record.
+    public init(winner: String, version: Int, measurements: [Measurement]) {
+      self.winner = winner
+      self.version = version
+      self.measurements = measurements
+    }
   }
 
   /// One measured time.

@@ -22,6 +22,10 @@ public struct InferTypes: Pass {
       let types: [ValueType]
       do {
         types = try node.op.infer(facts)
+      } catch where graph.isBody && error.code == .typeMismatch {
+        // A branch may contradict the types outside that would keep it from being taken; should it
+        // run all the same, the operator itself reports the contradiction.
+        continue
       } catch {
         throw error.at(node.location).at(
           GraphLocation(node: node.name, operatorName: node.op.name))

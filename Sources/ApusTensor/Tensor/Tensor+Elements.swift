@@ -23,7 +23,7 @@ extension Tensor {
       return withElements(of: UInt8.self) {
         $0.map { $0 == 0xff ? Double.nan : SmallFloat.powerOfTwo(Int($0) - 127) }
       }
-    case .uint64: return withElements(of: UInt64.self) { $0.map(Double.init) }
+    case .uint64: return withElements(of: UInt64.self) { $0.map { Double($0) } }
     case .string: return []
     default:
       if let format = dataType.smallFloat {
@@ -69,6 +69,9 @@ extension Tensor {
   public init(
     _ values: [Double], _ dataType: DataType, shape: [Int], saturate: Bool = true
   ) throws(ApusError) {
+    guard dataType != .string else {
+      throw ApusError(.typeMismatch, "numbers cannot become texts")
+    }
     try self.init(dataType, shape: shape)
     let count = self.count
     guard values.count == (dataType.isComplex ? count * 2 : count) else {
@@ -107,6 +110,9 @@ extension Tensor {
     if dataType.isFloat || dataType.isComplex {
       try self.init(values.map(Double.init), dataType, shape: shape)
       return
+    }
+    guard dataType != .string else {
+      throw ApusError(.typeMismatch, "numbers cannot become texts")
     }
     try self.init(dataType, shape: shape)
     guard values.count == count else {

@@ -1,0 +1,46 @@
+# Part of Apus, an inference optimizer and runtime.
+# SPDX-License-Identifier: Apache-2.0
+#
+# make demo    builds Apus and shows it on the example in Examples/digits
+# make test    every check and test; needs Swift 6.3, Python 3.11 or newer, and the network once
+# make format  rewrites Swift sources in the house style
+# make clean   removes what the other targets made
+
+PYTHON ?= python3
+SWIFT ?= swift
+VENV := .venv
+
+.PHONY: all demo test check swift-test python-test format clean
+
+all:
+	$(SWIFT) build -c release
+
+demo:
+	$(SWIFT) build -c release --product apus
+	$(PYTHON) Utilities/demo --apus "$$($(SWIFT) build -c release --show-bin-path)/apus"
+
+test: check swift-test python-test
+
+# Cheap checks of the sources themselves.
+check:
+	$(PYTHON) Utilities/check-architecture
+	$(PYTHON) Utilities/check-sources
+
+swift-test:
+	$(SWIFT) build -c release --build-tests
+	$(SWIFT) test -c release --skip-build
+
+python-test: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./Python
+	$(VENV)/bin/pytest -q Python/tests
+
+$(VENV)/installed: Python/requirements-test.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+format:
+	$(SWIFT) format --in-place --parallel --recursive Package.swift Sources Tests
+
+clean:
+	rm -rf .build $(VENV) demo-out Python/build Python/apus.egg-info Python/apus/_lib .pytest_cache

@@ -1,0 +1,13 @@
+# Part of Apus, an inference optimizer and runtime.
+# SPDX-License-Identifier: Apache-2.0
+"""Apus, an inference optimizer and runtime: a model in, an optimised engine out, results.
+
+    engine = apus.build("model.onnx", threads=4)
+    outputs = engine.run({"image": image})
+"""
+
+from ._engine import Context, Engine, Port, build, devices
+from ._errors import ApusError
+from ._version import __version__
+
+__all__ = ["ApusError", "Context", "Engine", "Port", "__version__", "build", "devices"]

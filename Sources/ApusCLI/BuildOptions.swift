@@ -1,0 +1,89 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import Apus
+import ArgumentParser
+
+/// The options that every command which builds a model takes.
+struct BuildOptions: ParsableArguments {
+  @Option(help: "The device: auto, cpu or cuda[:N].")
+  var device = "auto"
+
+  @Option(help: "Precision of the kernels: fp32, bf16, fp16, int8 or auto.")
+  var precision = "fp32"
+
+  @Option(help: "Calibration data for int8 (not available yet).")
+  var calibration: String?
+
+  @Option(help: "Calibrator: entropy, minmax, percentile or mse (not available yet).")
+  var calibrator: String?
+
+  @Option(help: "CPU threads one inference may use; all cores by default.")
+  var threads: Int?
+
+  @Option(help: "Batch size to tune for.")
+  var batch: Int?
+
+  @Option(
+    parsing: .singleValue,
+    help: ArgumentHelp("Sizes of an input, for example x=1x3x224x224 or ids=1x1:1x64:8x512.",
+      valueName: "name=min:opt:max"))
+  var shape: [String] = []
+
+  @Option(help: "Most workspace a kernel may use, for example 64M.")
+  var workspace: String?
+
+  @Option(help: "Timing cache file to start from and to add to.")
+  var timingCache: String?
+
+  @Option(help: "Tuning effort: 0 none ... 5 everything.")
+  var level: Int?
+
+  @Option(help: "Seconds of tuning after which the best found so far is kept.")
+  var timeBudget: String?
+
+  @Option(help: "full, or reference for the network as it is on the reference interpreter.")
+  var optimize = "full"
+
+  /// The configuration that these options describe.
+  func configuration() throws(ApusError) -> BuilderConfiguration {
+    var result = BuilderConfiguration()
+    let options: [(String, String?)] = [
+      ("device", device), ("precision", precision), ("calibration", calibration),
+      ("calibrator", calibrator), ("threads", threads.map { "\($0)" }),
+      ("batch", batch.map { "\($0)" }), ("workspace", workspace), ("timing-cache", timingCache),
+      ("level", level.map { "\($0)" }), ("time-budget", timeBudget), ("optimize", optimize),
+    ]
+    for (name, text) in options { if let text { try result.set(name, to: text) } }
+    for text in shape { try result.set("shape", to: text) }
+    return result
+  }
+
+  /// The engine in a file: loaded when it is one, built in memory when it is a model.
+  ///
+  /// - Parameter inputs: Data that is going to be run; a model is tuned for its shapes.
+  func engine(_ path: String, tunedFor inputs: InputOptions? = nil) throws(ApusError) -> (
+    engine: Engine, loadSeconds: Double, buildSeconds: Double
+  ) {
+    let start = Clock.seconds
+    if try Model.isEngine(path: path) {
+      let configuration = try configuration()
+      let engine = try Engine.load(path: path, threadCount: configuration.threadCount)
+      return (engine, Clock.seconds - start, 0)
+    }
+    var configuration = try configuration()
+    let graph = try Model.load(path: path)
+    for (name, shape) in try inputs?.shapes() ?? [:] where configuration.shapes[name] == nil {
+      guard let id = graph.inputs.first(where: { graph[$0].name == name }),
+        graph[id].type.tensor?.rank == shape.count
+      else { continue }
+      configuration.shapes[name] = .init(minimum: shape, optimum: shape, maximum: shape)
+    }
+    do {
+      let engine = try Builder(configuration, progress: ProgressPrinter().handler).build(graph)
+      return (engine, 0, Clock.seconds - start)
+    } catch {
+      throw error.at(GraphLocation(file: path))
+    }
+  }
+}

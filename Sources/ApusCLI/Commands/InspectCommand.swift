@@ -1,0 +1,68 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import Apus
+import ArgumentParser
+
+/// `apus inspect`
+struct InspectCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "inspect", abstract: "Shows what a model or engine consists of.")
+
+  @Argument(help: "The model or engine.")
+  var model: String
+
+  @Flag(help: "Print JSON.")
+  var json = false
+
+  @Flag(help: "Print the optimised graph in the text format.")
+  var graph = false
+
+  @Flag(help: "Print the optimised graph for Graphviz.")
+  var dot = false
+
+  @Option(help: "Say why the node with this name was not fused further.")
+  var why: String?
+
+  @OptionGroup var options: BuildOptions
+
+  func run() throws {
+    let engine = try options.engine(model).engine
+    if graph {
+      Terminal.line(try engine.graph.text())
+      return
+    }
+    if dot {
+      Terminal.line(DotWriter.dot(engine.graph))
+      return
+    }
+    let configuration = try options.configuration()
+    if json {
+      Terminal.line(try engine.inspect(configuration).text(indent: 2))
+      return
+    }
+    try printSummary(engine, configuration)
+  }
+
+  private func printSummary(_ engine: Engine, _ configuration: BuilderConfiguration) throws {
+    Terminal.line("device   \(engine.device.name), \(engine.device.isa), \(engine.device.threadCount) threads")
+    for input in engine.inputs { Terminal.line("input    \(input.name): \(input.type)") }
+    for output in engine.outputs { Terminal.line("output   \(output.name): \(output.type)") }
+    Terminal.line("weights  \(engine.constantByteCount) bytes")
+    if !engine.isReference {
+      if let memory = try engine.memoryPlan(configuration) {
+        Terminal.line(
+          "memory   \(memory.peakByteCount) bytes planned, \(memory.naiveByteCount) without sharing, "
+            + "\(memory.lowerBoundByteCount) at least")
+      }
+      for kernel in try engine.kernels(configuration) where why == nil || kernel.name.contains(why!) {
+        Terminal.line("kernel   \(kernel.tactic)")
+        Terminal.line("         \(kernel.problem)")
+        Terminal.line("         computes \(kernel.sources.joined(separator: ", "))")
+      }
+    }
+    for refusal in engine.refusals where why.map({ refusal.node.contains($0) }) ?? false {
+      Terminal.line("not fused (\(refusal.rule)): \(refusal.node): \(refusal.reason)")
+    }
+  }
+}

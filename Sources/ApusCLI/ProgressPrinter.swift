@@ -1,0 +1,37 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import Apus
+import Synchronization
+
+/// Shows the progress of a build that takes over a second.
+final class ProgressPrinter: Sendable {
+  private let lastShown = Mutex(0.0)
+  private let start = Clock.seconds
+
+  /// The handler to give to a builder.
+  var handler: ProgressHandler {
+    { progress in
+      self.show(progress)
+      return true
+    }
+  }
+
+  private func show(_ progress: BuildProgress) {
+    let now = Clock.seconds
+    let isLast = progress.done == progress.total
+    guard now - start > 1 else { return }
+    let isDue = lastShown.withLock { last in
+      guard now - last > 1 || isLast else { return false }
+      last = now
+      return true
+    }
+    guard isDue else { return }
+    var text = "\(progress.phase): \(progress.done)/\(progress.total) problems"
+    text += ", \(progress.timed) tactics timed, \(Terminal.fixed(progress.elapsedSeconds, 1)) s"
+    if let rest = progress.remainingSeconds, !isLast {
+      text += ", about \(Terminal.fixed(rest, 0)) s left"
+    }
+    Terminal.progress(text, isLast: isLast)
+  }
+}

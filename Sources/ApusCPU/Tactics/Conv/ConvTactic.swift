@@ -1,0 +1,80 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusOps
+
+/// A convolution as matrix products over the kernel's rows, weights stored in panels.
+struct ConvTactic: Tactic {
+  let name = "cpu.conv.f32.gemm"
+  let source = "jit"
+  let isa: ISA
+  let pool: ThreadPool
+
+  func support(_ problem: Problem) -> Support {
+    switch ConvProblem.read(problem) {
+    case .failure(let refusal): return .no(because: refusal.reason)
+    case .success(let conv):
+      return conv.shape.isDepthwise ? .no(because: "depthwise has a kernel of its own") : .yes
+    }
+  }
+
+  func configurations(_ problem: Problem) -> [TacticConfiguration] {
+    GemmTile.candidates(isa).map { tile in
+      ["mr": tile.rows, "nv": tile.vectors]
+    }
+  }
+
+  func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
+    guard case .success(let conv) = ConvProblem.read(problem) else { return [:] }
+    let shape = conv.shape
+    return [
+      1: PackedLayout(
+        batch: shape.groups, rows: shape.depth, columns: shape.outChannels / shape.groups,
+        width: GemmTile(configuration).columns(isa))
+    ]
+  }
+
+  func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
+    guard case .success(let conv) = ConvProblem.read(problem) else { return .infinity }
+    let shape = conv.shape
+    let isProduct = shape.kernelHeight * shape.kernelWidth * shape.strideHeight * shape.strideWidth == 1
+    // Tiles of a 1x1 convolution run on over rows, others end with each row.
+    let rows = isProduct ? shape.batch * shape.outHeight * shape.outWidth : shape.outWidth
+    let times = isProduct ? 1 : shape.batch * shape.outHeight
+    return Double(times * shape.groups)
+      * GemmEstimate.seconds(
+        rows: rows, columns: shape.outChannels / shape.groups, depth: shape.depth,
+        tile: GemmTile(configuration), isa: isa)
+  }
+
+  func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
+    -> any Kernel
+  {
+    guard case .success(let conv) = ConvProblem.read(problem) else {
+      throw ApusError(.internalError, "not a convolution")
+    }
+    let plan = try ConvPlan(
+      conv.shape, tile: GemmTile(configuration), isa: isa, epilogue: conv.anchored.epilogue,
+      operands: conv.anchored.extras)
+    return ConvKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
+  }
+}
+
+struct ConvKernel: Kernel {
+  let plan: ConvPlan
+  let argumentCount: Int
+  let pool: ThreadPool
+  var workspaceByteCount: Int { plan.workspaceByteCount }
+
+  func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
+    throws(ApusError)
+  {
+    plan.run(
+      input: arguments[0].pointer, packedWeights: arguments[1].pointer,
+      output: arguments[argumentCount].mutablePointer, operands: arguments.pointers(from: 2),
+      workspace: arguments[argumentCount + 1].mutablePointer, pool: pool)
+  }
+}

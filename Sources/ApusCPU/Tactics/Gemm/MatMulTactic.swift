@@ -1,0 +1,115 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusOps
+
+/// A matrix product with a constant right side, stored in panels: `[..., M, K] x [K, N]`.
+struct MatMulTactic: Tactic {
+  let name = "cpu.gemm.f32.packed"
+  let source = "jit"
+  let isa: ISA
+  let pool: ThreadPool
+
+  private struct Sizes {
+    let m: Int
+    let n: Int
+    let k: Int
+  }
+
+  private func sizes(_ problem: AnchoredProblem) -> Sizes? {
+    guard problem.inputs.count == 2, let a = problem.inputs[0], let b = problem.inputs[1],
+      b.shape.count == 2, a.shape.count >= 1, a.shape.last == b.shape[0]
+    else { return nil }
+    return Sizes(m: a.shape.dropLast().reduce(1, *), n: b.shape[1], k: b.shape[0])
+  }
+
+  func support(_ problem: Problem) -> Support {
+    let anchored = AnchoredProblem(problem)
+    guard anchored.anchor is MatMul else { return .no(because: "not a matrix product") }
+    if let reason = anchored.refusal { return .no(because: reason) }
+    guard problem.outputs[0].dataType == .float32,
+      anchored.inputs.allSatisfy({ $0?.dataType == .float32 })
+    else { return .no(because: "not float32") }
+    guard anchored.inputs.count == 2, anchored.inputs[1]?.constant != nil else {
+      return .no(because: "the right side is not constant")
+    }
+    guard let sizes = sizes(anchored), sizes.m > 0, sizes.n > 0, sizes.k > 0 else {
+      return .no(because: "the right side is not a plain non-empty matrix")
+    }
+    return .yes
+  }
+
+  func configurations(_ problem: Problem) -> [TacticConfiguration] {
+    GemmTile.candidates(isa).map { tile in
+      ["mr": tile.rows, "nv": tile.vectors]
+    }
+  }
+
+  func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
+    guard let sizes = sizes(AnchoredProblem(problem)) else { return [:] }
+    return [
+      1: PackedLayout(
+        batch: 1, rows: sizes.k, columns: sizes.n, width: GemmTile(configuration).columns(isa))
+    ]
+  }
+
+  func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
+    guard let sizes = sizes(AnchoredProblem(problem)) else { return .infinity }
+    return GemmEstimate.seconds(
+      rows: sizes.m, columns: sizes.n, depth: sizes.k, tile: GemmTile(configuration), isa: isa)
+  }
+
+  func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
+    -> any Kernel
+  {
+    let anchored = AnchoredProblem(problem)
+    guard let sizes = sizes(anchored) else { throw ApusError(.internalError, "not a product") }
+    let plan = try GemmPlan(
+      m: sizes.m, n: sizes.n, k: sizes.k, lda: sizes.k, ldc: sizes.n,
+      tile: GemmTile(configuration), isa: isa, epilogue: anchored.epilogue,
+      operands: anchored.extras)
+    return MatMulKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
+  }
+}
+
+struct MatMulKernel: Kernel {
+  let plan: GemmPlan
+  let argumentCount: Int
+  let pool: ThreadPool
+  var workspaceByteCount: Int { plan.workspaceByteCount }
+
+  func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
+    throws(ApusError)
+  {
+    plan.run(
+      a: arguments[0].pointer, b: arguments[1].pointer,
+      c: arguments[argumentCount].mutablePointer, operands: arguments.pointers(from: 2),
+      workspace: arguments[argumentCount + 1].mutablePointer, pool: pool)
+  }
+}
+
+extension GemmTile {
+  /// The tile that a configuration names.
+  init(_ configuration: TacticConfiguration) {
+    self.init(rows: configuration["mr"] ?? 8, vectors: configuration["nv"] ?? 2)
+  }
+}
+
+/// The cost model of the broadcast-FMA kernels: padded multiplications at the rate that the tile's
+/// ratio of arithmetic to loads allows. It only orders candidates; measurement decides.
+enum GemmEstimate {
+  static func seconds(rows: Int, columns: Int, depth: Int, tile: GemmTile, isa: ISA) -> Double {
+    let lanes = isa == .avx512 ? 16.0 : 8.0
+    let width = tile.vectors * Int(lanes)
+    let paddedRows = Double((rows + tile.rows - 1) / tile.rows * tile.rows)
+    let paddedColumns = Double((columns + width - 1) / width * width)
+    let products = Double(tile.rows * tile.vectors)
+    // Loads beside arithmetic, and accumulators enough to cover the latency of a multiply-add.
+    let loads = Double(tile.rows + tile.vectors)
+    let efficiency = min(1, products / 10) * products / (products + 0.25 * loads)
+    return paddedRows * paddedColumns * Double(depth) / (60e9 * efficiency)
+  }
+}

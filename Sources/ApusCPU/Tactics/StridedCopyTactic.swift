@@ -1,0 +1,102 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusTensor
+
+/// Every operator that only moves elements, by its own copy plan: long runs by `memcpy`, transposes in
+/// square blocks that stay in the first-level cache, anything else element by element.
+struct StridedCopyTactic: Tactic {
+  let name = "cpu.copy.strided"
+  let source = "native"
+  let pool: ThreadPool
+
+  func support(_ problem: Problem) -> Support {
+    guard let op = problem.op as? any MovementOperator else {
+      return .no(because: "the operator computes")
+    }
+    guard let type = problem.outputs.first?.dataType, type.bitWidth >= 8 else {
+      return .no(because: "elements are smaller than a byte")
+    }
+    do {
+      _ = try plan(op, problem)
+      return .yes
+    } catch {
+      return .no(because: error.message)
+    }
+  }
+
+  private func plan(_ op: any MovementOperator, _ problem: Problem) throws(ApusError) -> CopyPlan {
+    try op.copyPlan(problem.inputs.map { $0?.constant }, shapes: problem.inputs.map { $0?.shape })
+  }
+
+  func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
+    problem.cost.bytes * 2e-10
+  }
+
+  func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
+    -> any Kernel
+  {
+    guard let op = problem.op as? any MovementOperator else {
+      throw ApusError(.internalError, "\(problem.op.name) moves no elements")
+    }
+    return StridedCopyKernel(
+      plan: try plan(op, problem).simplified(), elementSize: problem.outputs[0].dataType.bitWidth / 8,
+      inputCount: problem.inputs.count,
+      outputByteCounts: problem.outputs.map { $0.dataType.byteCount(of: $0.count) ?? 0 },
+      pool: pool)
+  }
+}
+
+/// Runs a copy plan.
+struct StridedCopyKernel: Kernel {
+  private let plan: CopyPlan
+  private let elementSize: Int
+  private let inputCount: Int
+  private let outputByteCounts: [Int]
+  private let pool: ThreadPool
+  private let loops: [CopyLoop]
+  private let fill: [UInt8]?
+
+  var workspaceByteCount: Int { 0 }
+
+  init(
+    plan: CopyPlan, elementSize: Int, inputCount: Int, outputByteCounts: [Int], pool: ThreadPool
+  ) {
+    self.plan = plan
+    self.elementSize = elementSize
+    self.inputCount = inputCount
+    self.outputByteCounts = outputByteCounts
+    self.pool = pool
+    loops = plan.copies.map { CopyLoop($0, elementSize: elementSize) }
+    fill = plan.fill.map { Array($0.bytes) }
+  }
+
+  func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
+    throws(ApusError)
+  {
+    if let fill { fillResult(arguments[inputCount].mutablePointer, fill) }
+    for (index, loop) in loops.enumerated() {
+      let copy = plan.copies[index]
+      let source = arguments[copy.input].pointer + copy.sourceOffset * elementSize
+      let target =
+        arguments[inputCount + copy.output].mutablePointer + copy.targetOffset * elementSize
+      pool.parallelFor(loop.taskCount) { task, _ in loop.run(task, source, target) }
+    }
+  }
+
+  private func fillResult(_ target: UnsafeMutableRawPointer, _ element: [UInt8]) {
+    let count = outputByteCounts[0]
+    if element.allSatisfy({ $0 == element[0] }) {
+      target.initializeMemory(as: UInt8.self, repeating: element[0], count: count)
+      return
+    }
+    for offset in stride(from: 0, to: count, by: element.count) {
+      for (index, byte) in element.enumerated() {
+        target.storeBytes(of: byte, toByteOffset: offset + index, as: UInt8.self)
+      }
+    }
+  }
+}

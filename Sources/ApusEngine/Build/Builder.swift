@@ -1,0 +1,160 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusOps
+import ApusOptimize
+import ApusTensor
+
+/// Builds engines: optimises a network, chooses a tactic for every problem, packs the constants.
+public struct Builder: Sendable {
+  private let configuration: BuilderConfiguration
+  private let chosenBackend: (any Backend)?
+  private let progress: ProgressHandler?
+
+  /// A builder.
+  ///
+  /// - Parameters:
+  ///   - backend: A device that Apus does not know by name; nil for the configuration's.
+  ///   - progress: Called between steps; returning false stops tuning with the best so far.
+  public init(
+    _ configuration: BuilderConfiguration = BuilderConfiguration(),
+    backend: (any Backend)? = nil, progress: ProgressHandler? = nil
+  ) {
+    self.configuration = configuration
+    chosenBackend = backend
+    self.progress = progress
+  }
+
+  private func backend() throws(ApusError) -> any Backend {
+    if let chosenBackend { return chosenBackend }
+    return try Devices.backend(
+      for: configuration.device, threadCount: configuration.threadCount)
+  }
+
+  /// Builds an engine for a network.
+  ///
+  /// - Throws: `not-yet-supported` for a precision that this version lacks, `invalid-argument` for a
+  ///   configuration that does not fit the network, `resource-limit` when the workspace is too small.
+  public func build(_ network: Graph) throws(ApusError) -> Engine {
+    try checkPrecision()
+    let start = Clock.seconds
+    let backend = try backend()
+    if configuration.isReference {
+      let library = KernelLibrary(backend: backend, selections: TimingCache())
+      return Engine(graph: network, library: library, reportText: "{}", isReference: true)
+    }
+    var graph = network
+    var report = BuildReport()
+    let types = try TunedShapes(configuration).types(of: graph)
+    if !configuration.shapes.isEmpty || configuration.batch != nil {
+      try TunedShapes(configuration).checkRanges(graph)
+    }
+    var pipeline = Pipeline()
+    try pipeline.run(&graph, report: &report)
+    let library = try tune(graph, types, backend, start, &report)
+    let packing = Clock.seconds
+    if !report.tuned.isEmpty {
+      try PackConstants(library: library).run(on: &graph, types: types)
+    }
+    report.phases.append((BuildPhase.packed.rawValue, Clock.seconds - packing))
+    report.totalSeconds = Clock.seconds - start
+    return Engine(
+      graph: graph, library: library, reportText: report.json.text(), isReference: false,
+      refusals: report.refusals)
+  }
+
+  /// Tunes every problem of a network and returns what was measured, without building an engine.
+  ///
+  /// - Throws: as `build`.
+  public func tuneAll(_ network: Graph) throws(ApusError) -> [BuildReport.Tuned] {
+    let backend = try backend()
+    var graph = network
+    var report = BuildReport()
+    let types = try TunedShapes(configuration).types(of: graph)
+    var pipeline = Pipeline()
+    try pipeline.run(&graph, report: &report)
+    _ = try tune(graph, types, backend, Clock.seconds, &report)
+    return report.tuned
+  }
+
+  private func checkPrecision() throws(ApusError) {
+    guard configuration.precision != .fp32 else { return }
+    throw ApusError(
+      .notYetSupported,
+      "precision '\(configuration.precision.rawValue)' is not available in this version yet",
+      hint: "build with --precision fp32")
+  }
+
+  private func tune(
+    _ graph: Graph, _ types: [ValueType], _ backend: any Backend, _ start: Double,
+    _ report: inout BuildReport
+  ) throws(ApusError) -> KernelLibrary {
+    let begin = Clock.seconds
+    let cache = try configuration.timingCachePath.map { path throws(ApusError) in
+      try TimingCache.load(path)
+    } ?? TimingCache()
+    let selections = TimingCache()
+    let library = KernelLibrary(backend: backend, selections: selections)
+    reportForeign(cache, library)
+    let tuner = Tuner(
+      library: library, cache: cache, level: configuration.level,
+      workspaceLimit: configuration.workspaceLimit,
+      deadline: configuration.timeBudgetSeconds.map { begin + $0 } ?? .infinity)
+    let problems = try problems(of: graph, types, library)
+    var timed = 0
+    var cancelled = false
+    for (index, entry) in problems.enumerated() {
+      if cancelled { break }
+      let outcome = try tuner.tune(entry.problem, entry.node)
+      timed += outcome.timed
+      selections.record(
+        TimingCache.Entry(
+          winner: outcome.choice.id, version: outcome.choice.tactic.version, measurements: []),
+        problem: entry.problem.key, device: library.selectionDevice)
+      report.tuned.append(outcome.report)
+      cancelled = !reportProgress(index + 1, problems.count, timed, begin, start)
+    }
+    if let path = configuration.timingCachePath { try cache.save(path) }
+    report.phases.append((BuildPhase.tuned.rawValue, Clock.seconds - begin))
+    return library
+  }
+
+  /// The problems at the tuned shapes. Sizes that nobody gave stand for 1, which a model may not take:
+  /// then nothing is tuned ahead, and kernels are chosen by estimate when real shapes arrive.
+  private func problems(of graph: Graph, _ types: [ValueType], _ library: KernelLibrary)
+    throws(ApusError) -> [ProblemCollector.Entry]
+  {
+    do {
+      return try ProblemCollector(library: library).problems(of: graph, types: types)
+    } catch {
+      let isGiven = !configuration.shapes.isEmpty || graph.inputs.allSatisfy {
+        graph[$0].type.tensor?.shape != nil
+      }
+      if isGiven { throw error }
+      Log.debug(1, "nothing is tuned: \(error.message)")
+      return []
+    }
+  }
+
+  private func reportForeign(_ cache: TimingCache, _ library: KernelLibrary) {
+    let foreign = cache.foreignCount(device: library.selectionDevice)
+    if foreign > 0 {
+      Log.warning("\(foreign) timing cache entries are of other devices and were not used")
+    }
+  }
+
+  private func reportProgress(
+    _ done: Int, _ total: Int, _ timed: Int, _ begin: Double, _ start: Double
+  ) -> Bool {
+    guard let progress else { return true }
+    let spent = Clock.seconds - begin
+    return progress(
+      BuildProgress(
+        phase: BuildPhase.tuned.rawValue, done: done, total: total, timed: timed,
+        elapsedSeconds: Clock.seconds - start,
+        remainingSeconds: done > 0 ? spent / Double(done) * Double(total - done) : nil))
+  }
+}

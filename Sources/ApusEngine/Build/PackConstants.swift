@@ -1,0 +1,39 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusOptimize
+import ApusTensor
+
+/// Stores constants in the order that the chosen kernels read them, so that an engine file is mapped
+/// and used without another copy.
+struct PackConstants {
+  let library: KernelLibrary
+
+  /// Packs the constants that all their users want in the same order.
+  func run(on graph: inout Graph, types: [ValueType]) throws(ApusError) {
+    let concrete = try Specializer().specialize(graph, types: types)
+    var wanted: [String: Set<PackedLayout?>] = [:]
+    for id in concrete.nodes {
+      let node = concrete[id]
+      guard let problem = try? Problem(node, in: concrete) else { continue }
+      guard let choice = try? library.choose(problem) else { continue }
+      let packing = choice.tactic.packing(problem, choice.configuration)
+      for (index, input) in node.inputs.enumerated() {
+        guard let input, concrete[input].constant != nil else { continue }
+        wanted[concrete[input].name, default: []].insert(packing[index])
+      }
+    }
+    for id in graph.values {
+      let value = graph[id]
+      guard let constant = value.constant, value.packing == nil, !graph.isOutput(id),
+        let layouts = wanted[value.name], layouts.count == 1, let layout = layouts.first ?? nil
+      else { continue }
+      let type = value.type
+      graph.makeConstant(id, try layout.pack(constant), packing: layout)
+      graph[id].type = type
+    }
+  }
+}

@@ -1,0 +1,115 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusOptimize
+
+/// The build's graph phases in order: the first file to read to know what happens to a network.
+///
+/// `Builder` runs these, then tunes and packs; see `BuildPhase` for what each phase promises.
+struct Pipeline {
+  /// The passes of each phase, in order; a phase is repeated until nothing changes, at most `rounds`
+  /// times.
+  struct Phase: Sendable {
+    let phase: BuildPhase
+    let passes: [any Pass]
+    var rounds = 8
+  }
+
+  static let standard: [Phase] = [
+    Phase(
+      phase: .canonical,
+      passes: [
+        InferTypes(),
+        FoldConstants(),
+        InlineConstantConditions(),
+        MergeCommonSubexpressions(),
+        RemoveDeadNodes(),
+      ]),
+    Phase(
+      phase: .simplified,
+      passes: [
+        SimplifyQuantizePairs(),
+        DecomposeBatchNormalization(),
+        FoldScaleIntoWeights(),
+        FoldConstants(),
+        RemoveDeadNodes(),
+      ]),
+    Phase(
+      phase: .channelsLast,
+      passes: [
+        ConvertToChannelsLast(),
+        PropagateTransposes(),
+        FoldConstants(),
+        MergeCommonSubexpressions(),
+        RemoveDeadNodes(),
+        InferTypes(),
+      ]),
+    Phase(
+      phase: .fused,
+      passes: [
+        SplitConvolutionBias(),
+        MergePointwise(),
+        FuseEpilogues(),
+        MergeCommonSubexpressions(),
+        RemoveDeadNodes(),
+        InferTypes(),
+      ]),
+  ]
+
+  private var dumper = GraphDumper()
+
+  /// Runs every phase on the graph and on the bodies of its control-flow operators.
+  mutating func run(_ graph: inout Graph, report: inout BuildReport) throws(ApusError) {
+    let context = PassContext()
+    report.importedNodeCount = graph.nodeCount
+    try dumper.dump(graph, "imported")
+    for phase in Self.standard {
+      let start = Clock.seconds
+      try run(phase, &graph, context)
+      report.phases.append((phase.phase.rawValue, Clock.seconds - start))
+      Log.debug(1, "phase \(phase.phase.rawValue): \(graph.nodeCount) nodes")
+      if Knobs.stopAfter.text == phase.phase.rawValue { break }
+    }
+    report.optimizedNodeCount = graph.nodeCount
+    report.rewrites = context.rewriteCounts.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }
+    report.refusals = context.refusals.map { ($0.rule, $0.node, $0.reason) }
+  }
+
+  private mutating func run(_ phase: Phase, _ graph: inout Graph, _ context: PassContext)
+    throws(ApusError)
+  {
+    for _ in 0..<phase.rounds {
+      var rewrites = 0
+      for pass in phase.passes where context.isEnabled(pass.name) {
+        let before = Knobs.verify.integer >= 2 ? graph : nil
+        let changes = try run(pass, &graph, context)
+        // Inference and clean-up alone do not ask for another round.
+        if !(pass is InferTypes) && !(pass is RemoveDeadNodes) { rewrites += changes }
+        if changes > 0 { try dumper.dump(graph, "\(phase.phase.rawValue)-\(pass.name)") }
+        if let before, changes > 0 { try PassComparison.check(pass.name, before, graph) }
+      }
+      if rewrites == 0 { break }
+    }
+    for id in graph.nodes {
+      guard var op = graph[id].op as? any ControlFlowOperator else { continue }
+      for index in op.bodies.indices { try run(phase, &op.bodies[index], context) }
+      graph[id].op = op
+    }
+  }
+
+  private func run(_ pass: any Pass, _ graph: inout Graph, _ context: PassContext)
+    throws(ApusError) -> Int
+  {
+    do {
+      let changes = try pass.run(on: &graph, in: context)
+      if changes > 0 { try GraphVerifier.verify(graph) }
+      return changes
+    } catch {
+      throw ApusError(
+        error.code, "pass \(pass.name): \(error.message)", hint: error.hint,
+        location: error.location)
+    }
+  }
+}

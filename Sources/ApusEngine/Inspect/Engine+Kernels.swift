@@ -1,0 +1,42 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusTensor
+
+extension Engine {
+  /// One kernel of an engine's plan.
+  public struct KernelSummary: Sendable {
+    /// The node's name.
+    public let name: String
+    /// The model nodes it computes.
+    public let sources: [String]
+    /// The tactic's id.
+    public let tactic: String
+    /// The problem's text.
+    public let problem: String
+  }
+
+  /// The kernels that run at the configuration's shapes, in order.
+  public func kernels(_ configuration: BuilderConfiguration = BuilderConfiguration())
+    throws(ApusError) -> [KernelSummary]
+  {
+    let types = try TunedShapes(configuration).types(of: graph)
+    var values: [RuntimeValue?] = []
+    for type in types {
+      let tensor = try type.tensor.flatMap { t in t.shape.map { (t.dataType, $0) } }.map {
+        (pair) throws(ApusError) in try Tensor(pair.0, shape: pair.1)
+      }
+      values.append(tensor.map { .tensor($0) })
+    }
+    return try program.stage(for: values).plan?.steps.map {
+      KernelSummary(
+        name: $0.nodeName, sources: $0.sources, tactic: $0.tacticID, problem: $0.problem.key)
+    } ?? []
+  }
+
+  /// Fusions that were looked at and refused while building; empty for loaded engines.
+  public var refusals: [(rule: String, node: String, reason: String)] { buildRefusals }
+}

@@ -1,0 +1,42 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusKernel
+import ApusTensor
+
+/// The time of each kernel in one run.
+public struct KernelTime: Sendable {
+  /// The node's name.
+  public let name: String
+  /// The tactic's id.
+  public let tactic: String
+  /// Seconds.
+  public let seconds: Double
+  /// Operations of the problem.
+  public let operations: Double
+}
+
+extension ExecutionContext {
+  /// Runs once with a clock around every kernel of the first static plan.
+  ///
+  /// - Throws: as `run`.
+  public func profile(_ inputs: [String: Tensor]) throws(ApusError) -> [KernelTime] {
+    var times: [KernelTime] = []
+    var last = 0.0
+    programRunner.observer = { (instance, step) throws(ApusError) in
+      let now = Clock.seconds
+      if step > 0 {
+        let done = instance.plan.steps[step - 1]
+        times.append(
+          KernelTime(
+            name: done.nodeName, tactic: done.tacticID, seconds: now - last,
+            operations: done.problem.cost.operations))
+      }
+      last = Clock.seconds
+    }
+    defer { programRunner.observer = nil }
+    _ = try run(inputs)
+    return times
+  }
+}

@@ -1,0 +1,128 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusOps
+import ApusTensor
+
+extension ONNXOperatorTable {
+  /// Branches and loops. What their graphs use from around them becomes extra operands, after the
+  /// operator's own.
+  mutating func addControlFlow() {
+    on("If", since: 1) { (node) throws(ApusError) in
+      let captures = try node.captures(["then_branch", "else_branch"])
+      let then = try node.body("then_branch", inputTypes: [], captures)
+      let other = try node.body("else_branch", inputTypes: [], captures)
+      guard then.outputs.count == other.outputs.count else {
+        throw ApusError(
+          .invalidGraph,
+          "the branches have \(then.outputs.count) and \(other.outputs.count) results")
+      }
+      return try node.result(
+        If(thenBranch: then, elseBranch: other), [try node.operand(0)] + captures.operands)
+    }
+    on("Loop", since: 1) { (node) throws(ApusError) in
+      let captures = try node.captures(["body"])
+      var carried: [ValueID] = []
+      for index in 2..<max(2, node.inputs.count) { carried.append(try node.operand(index)) }
+      let body = try node.loopBody(
+        "body", before: [.tensor(TensorType(.int64, [])), .tensor(TensorType(.bool, []))],
+        states: carried.map { node.type(of: $0) }, after: [], firstResult: 1, captures)
+      return try node.result(
+        Loop(body: body, carriedCount: carried.count),
+        [node.optional(0), node.optional(1)] + carried + captures.operands)
+    }
+    on("Scan", since: 9) { (node) throws(ApusError) in try node.scan() }
+  }
+}
+
+extension NodeImport {
+  /// Imports a body whose states keep their type from one iteration to the next: sizes that change
+  /// become unknown, until the types are stable.
+  func loopBody(
+    _ name: String, before: [ValueType], states: [ValueType], after: [ValueType], firstResult: Int,
+    _ captures: BodyCaptures
+  ) throws(ApusError) -> Graph {
+    var states = states
+    for _ in 0..<3 {
+      let body = try self.body(name, inputTypes: before + states + after, captures)
+      guard body.outputs.count >= firstResult + states.count else {
+        throw ApusError(
+          .invalidGraph,
+          "the body has \(body.outputs.count) results, at least \(firstResult + states.count) are needed"
+        )
+      }
+      var isStable = true
+      for index in states.indices {
+        let result = body[body.outputs[firstResult + index]].type
+        let common = Self.common(states[index], result, "\(label).\(index)")
+        if common != states[index] {
+          states[index] = common
+          isStable = false
+        }
+      }
+      if isStable { return body }
+    }
+    let open = states.map { Self.opened($0) }
+    return try body(name, inputTypes: before + open + after, captures)
+  }
+
+  /// The type that holds values of both types.
+  private static func common(_ a: ValueType, _ b: ValueType, _ scope: String) -> ValueType {
+    guard case .tensor(let x) = a, case .tensor(let y) = b, let dims = x.dims else { return a }
+    guard let others = y.dims, others.count == dims.count else {
+      return .tensor(TensorType(x.dataType, nil))
+    }
+    let merged = dims.indices.map { axis in
+      dims[axis] == others[axis] ? dims[axis] : Dim.symbol("\(scope).\(axis)")
+    }
+    return .tensor(TensorType(x.dataType, merged))
+  }
+
+  private static func opened(_ type: ValueType) -> ValueType {
+    guard case .tensor(let tensor) = type else { return type }
+    return .tensor(TensorType(tensor.dataType, nil))
+  }
+
+  fileprivate func scan() throws(ApusError) -> [ValueID] {
+    let scanCount = try attributes.int("num_scan_inputs")
+    guard scanCount >= 0, scanCount <= inputs.count else {
+      throw ApusError(.invalidAttribute, "'num_scan_inputs' is \(scanCount) of \(inputs.count)")
+    }
+    let stateCount = inputs.count - scanCount
+    let axes = try attributes.ints("scan_input_axes", Array(repeating: 0, count: scanCount))
+    guard axes.count == scanCount else {
+      throw ApusError(.invalidAttribute, "'scan_input_axes' has \(axes.count) of \(scanCount) axes")
+    }
+    let captures = try captures(["body"])
+    var operands: [ValueID] = []
+    for index in inputs.indices { operands.append(try operand(index)) }
+    var slices: [ValueType] = []
+    for index in 0..<scanCount {
+      var type = try tensorType(stateCount + index)
+      if var dims = type.dims {
+        let axis = axes[index] < 0 ? axes[index] + dims.count : axes[index]
+        guard dims.indices.contains(axis) else {
+          throw ApusError(.invalidAttribute, "'scan_input_axes' has \(axes[index]) for \(type)")
+        }
+        dims.remove(at: axis)
+        type.dims = dims
+      }
+      slices.append(.tensor(type))
+    }
+    let body = try loopBody(
+      "body", before: [], states: operands.prefix(stateCount).map { type(of: $0) }, after: slices,
+      firstResult: 0, captures)
+    let resultCount = max(0, body.outputs.count - stateCount)
+    let op = Scan(
+      body: body, scanCount: scanCount, capturedCount: captures.operands.count,
+      inputAxes: axes,
+      inputDirections: try attributes.ints(
+        "scan_input_directions", Array(repeating: 0, count: scanCount)),
+      outputAxes: try attributes.ints("scan_output_axes", Array(repeating: 0, count: resultCount)),
+      outputDirections: try attributes.ints(
+        "scan_output_directions", Array(repeating: 0, count: resultCount)))
+    return try result(op, operands + captures.operands)
+  }
+}

@@ -1,0 +1,71 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusOps
+import ApusTensor
+
+extension ONNXOperatorTable {
+  /// Matrix products.
+  mutating func addLinearAlgebra() {
+    op("MatMul", since: 1) { _ in MatMul() }
+    on("Gemm", since: 7) { (node) throws(ApusError) in try node.gemm() }
+    on("FusedMatMul", since: 1, domain: "com.microsoft") { (node) throws(ApusError) in
+      for name in ["transBatchA", "transBatchB"] where try node.attributes.flag(name, false) {
+        throw ApusError(.notYetSupported, "attribute '\(name)' of FusedMatMul")
+      }
+      let alpha = try node.attributes.float("alpha", 1)
+      let type = try node.tensorType(0).dataType
+      let a = try node.swapped(0, if: try node.attributes.flag("transA", false))
+      let b = try node.swapped(1, if: try node.attributes.flag("transB", false))
+      if alpha == 1 { return try node.result(MatMul(), [a, b]) }
+      let product = try node.emit(MatMul(), [a, b])
+      return try node.result(Mul(), [product, try node.scalar(alpha, type)])
+    }
+  }
+}
+
+extension NodeImport {
+  /// `alpha * op(a) * op(b) + beta * c` as a product, scalings and a sum.
+  fileprivate func gemm() throws(ApusError) -> [ValueID] {
+    let alpha = try attributes.float("alpha", 1)
+    let beta = try attributes.float("beta", 1)
+    let transposesA = try attributes.flag("transA", false)
+    let transposesB = try attributes.flag("transB", false)
+    for index in 0...1 {
+      if let rank = try tensorType(index).rank, rank != 2 {
+        throw ApusError(.typeMismatch, "operand \(index) has rank \(rank), Gemm takes matrices")
+      }
+    }
+    let type = try tensorType(0).dataType
+    let a = try transposed(0, if: transposesA)
+    let b = try transposed(1, if: transposesB)
+    let hasSum = optional(2) != nil && beta != 0
+    if !hasSum, alpha == 1 { return try result(MatMul(), [a, b]) }
+    var product = try emit(MatMul(), [a, b])
+    if alpha != 1 {
+      let factor = try scalar(alpha, type)
+      if !hasSum { return try result(Mul(), [product, factor]) }
+      product = try emit(Mul(), [product, factor])
+    }
+    var c = try operand(2)
+    if beta != 1 { c = try emit(Mul(), [c, try scalar(beta, type)]) }
+    return try result(Add(), [product, c])
+  }
+
+  private func transposed(_ index: Int, if condition: Bool) throws(ApusError) -> ValueID {
+    let value = try operand(index)
+    return condition ? try emit(Transpose(permutation: [1, 0]), [value]) : value
+  }
+
+  /// Operand `index` with its last two axes swapped.
+  fileprivate func swapped(_ index: Int, if condition: Bool) throws(ApusError) -> ValueID {
+    let value = try operand(index)
+    guard condition else { return value }
+    let rank = try rank(index)
+    guard rank >= 2 else { throw ApusError(.typeMismatch, "operand \(index) is not a matrix") }
+    let axes = Array(0..<(rank - 2)) + [rank - 1, rank - 2]
+    return try emit(Transpose(permutation: axes), [value])
+  }
+}

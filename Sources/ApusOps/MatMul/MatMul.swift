@@ -1,0 +1,177 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusTensor
+
+/// Matrix product with NumPy's rules (ONNX `MatMul`): leading axes are batches that broadcast, a
+/// vector on the left is a row, one on the right a column, and is removed from the result.
+public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledOperator {
+  public static let name = "MatMul"
+
+  /// Creates the operator.
+  public init() {}
+
+  public init(reading attributes: inout AttributeReader) throws(ApusError) {}
+
+  public var attributes: Attributes { [:] }
+
+  public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
+    let a = try inputs.tensor(0)
+    let b = try inputs.tensor(1)
+    guard a.dataType == b.dataType else {
+      throw ApusError(.typeMismatch, "the left side is \(a.dataType), the right side \(b.dataType)")
+    }
+    guard let left = a.dims, let right = b.dims else { return [typed(a.dataType, nil)] }
+    return [typed(a.dataType, try Self.resultDims(left, right))]
+  }
+
+  static func resultDims(_ left: [Dim], _ right: [Dim]) throws(ApusError) -> [Dim] {
+    guard !left.isEmpty, !right.isEmpty else {
+      throw ApusError(.typeMismatch, "a scalar is no operand of a matrix product")
+    }
+    let a = left.count == 1 ? [1] + left : left
+    let b = right.count == 1 ? right + [1] : right
+    let (depth, other) = (a[a.count - 1], b[b.count - 2])
+    if let p = depth.value, let q = other.value, p != q {
+      throw ApusError(
+        .typeMismatch,
+        "the left side has \(p) columns but the right side \(q) rows",
+        hint: "the operands are \(left) and \(right)")
+    }
+    var dims = try Broadcasting.dims([Array(a.dropLast(2)), Array(b.dropLast(2))])
+    if left.count > 1 { dims.append(a[a.count - 2]) }
+    if right.count > 1 { dims.append(b[b.count - 1]) }
+    return dims
+  }
+
+  public func operations(inputs: [TensorType?], outputs: [TensorType]) -> Double {
+    guard let depth = inputs.first??.shape?.last, let y = outputs.first?.shape else { return 0 }
+    return 2 * Double(depth) * y.reduce(1.0) { $0 * Double($1) }
+  }
+
+  public func tolerance(_ type: DataType, inputs: [TensorType?]) -> Double {
+    type == .float64 ? 1e-12 : (type == .float32 ? 4e-6 : 4e-3)
+  }
+
+  public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
+    let product = try ReferenceProduct(try inputs.required(0), try inputs.required(1))
+    return [.tensor(try product.evaluate())]
+  }
+
+  public func evaluateSamples(_ inputs: [Tensor?], at linearIndices: [Int]) throws(ApusError)
+    -> [Double]
+  {
+    let values = inputs.map { $0.map { RuntimeValue.tensor($0) } }
+    let product = try ReferenceProduct(try values.required(0), try values.required(1))
+    return try product.samples(at: linearIndices)
+  }
+}
+
+/// The arithmetic of a matrix product: double precision for floats, wrapping 64-bit for integers.
+struct ReferenceProduct {
+  private let type: DataType
+  private let m: Int
+  private let n: Int
+  private let k: Int
+  private let batch: [Int]
+  private let aStrides: [Int]
+  private let bStrides: [Int]
+  private let shape: [Int]
+  private let a: Tensor
+  private let b: Tensor
+
+  init(_ a: Tensor, _ b: Tensor) throws(ApusError) {
+    guard a.dataType == b.dataType, a.dataType != .string, !a.dataType.isComplex else {
+      throw ApusError(.typeMismatch, "no matrix product of \(a.type) and \(b.type)")
+    }
+    let dims = try MatMul.resultDims(a.shape.map { Dim($0) }, b.shape.map { Dim($0) })
+    shape = dims.compactMap(\.value)
+    let left = a.rank == 1 ? [1] + a.shape : a.shape
+    let right = b.rank == 1 ? b.shape + [1] : b.shape
+    m = left[left.count - 2]
+    k = left[left.count - 1]
+    n = right[right.count - 1]
+    let rank = max(left.count, right.count) - 2
+    let p = Array(repeating: 1, count: rank + 2 - left.count) + left.dropLast(2)
+    let q = Array(repeating: 1, count: rank + 2 - right.count) + right.dropLast(2)
+    batch = zip(p, q).map { $0 == 1 ? $1 : $0 }
+    func strides(_ dims: [Int], _ size: Int) -> [Int] {
+      let dense = CopyPlan.rowMajorStrides(dims)
+      return dims.indices.map { dims[$0] == 1 ? 0 : dense[$0] * size }
+    }
+    aStrides = strides(p, m * k)
+    bStrides = strides(q, k * n)
+    type = a.dataType
+    self.a = a
+    self.b = b
+  }
+
+  private func offsets(_ index: Int) -> (a: Int, b: Int) {
+    var rest = index
+    var result = (a: 0, b: 0)
+    for axis in batch.indices.reversed() {
+      let position = rest % max(1, batch[axis])
+      rest /= max(1, batch[axis])
+      result.a += position * aStrides[axis]
+      result.b += position * bStrides[axis]
+    }
+    return result
+  }
+
+  /// The whole result.
+  func evaluate() throws(ApusError) -> Tensor {
+    if type.isFloat {
+      return try Tensor(
+        try product(a.doubles(), b.doubles(), zero: 0) { $0 + $1 * $2 }, type, shape: shape)
+    }
+    return try Tensor(
+      try product(a.integers(), b.integers(), zero: 0) { $0 &+ $1 &* $2 }, type, shape: shape)
+  }
+
+  @inline(__always)
+  private func product<Number>(
+    _ a: [Number], _ b: [Number], zero: Number, _ add: (Number, Number, Number) -> Number
+  ) throws(ApusError) -> [Number] {
+    let count = batch.reduce(1, *)
+    var result = [Number](repeating: zero, count: try Tensor.checkedCount([count, m, n]))
+    a.withUnsafeBufferPointer { a in
+      b.withUnsafeBufferPointer { b in
+        result.withUnsafeMutableBufferPointer { result in
+          for index in 0..<count {
+            let offset = offsets(index)
+            for row in 0..<m {
+              let target = (index * m + row) * n
+              for depth in 0..<k {
+                let factor = a[offset.a + row * k + depth]
+                let source = offset.b + depth * n
+                for column in 0..<n {
+                  result[target + column] = add(result[target + column], factor, b[source + column])
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+    return result
+  }
+
+  /// Single elements by their row-major positions.
+  func samples(at indices: [Int]) throws(ApusError) -> [Double] {
+    let a = self.a.doubles()
+    let b = self.b.doubles()
+    let count = batch.reduce(1, *) * m * n
+    guard indices.allSatisfy({ $0 >= 0 && $0 < count }) else {
+      throw ApusError(.invalidArgument, "a sampled position is outside the result")
+    }
+    return indices.map { index in
+      let offset = offsets(index / (m * n))
+      let (row, column) = (index / n % m, index % n)
+      return (0..<k).reduce(0.0) {
+        $0 + a[offset.a + row * k + $1] * b[offset.b + $1 * n + column]
+      }
+    }
+  }
+}

@@ -1,0 +1,103 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusOps
+import ApusTensor
+
+/// Vertical fusion: an anchor (matrix product, convolution) absorbs the pointwise node that alone
+/// reads its result, as far as kernels can apply it to a tile in registers: extra operands must be
+/// scalars, vectors along the last axis, or tensors of the result's own shape.
+public struct FuseEpilogues: Pass {
+  public let name = "FuseEpilogues"
+
+  /// Creates the pass.
+  public init() {}
+
+  public func run(on graph: inout Graph, in context: PassContext) throws(ApusError) -> Int {
+    var count = 0
+    // Later anchors first: of two convolutions that meet in an addition, the later one adds.
+    for id in try graph.topologicalOrder().reversed() where graph.contains(id) {
+      if try fuse(id, &graph, context) { count += 1 }
+    }
+    return count
+  }
+
+  private func fuse(_ id: NodeID, _ graph: inout Graph, _ context: PassContext) throws(ApusError)
+    -> Bool
+  {
+    let node = graph[id]
+    let (anchor, anchorCount, epilogue) = parts(node)
+    guard let anchor, canOwnEpilogue(anchor) else { return false }
+    let value = node.outputs[0]
+    guard node.outputs.count == 1, !graph.isOutput(value),
+      graph[value].type.tensor?.dataType == .float32,
+      let readerID = graph[value].consumers.first
+    else { return false }
+    guard graph[value].consumers.allSatisfy({ $0 == readerID }) else {
+      context.refuse(name, node.name, because: "its result has several readers")
+      return false
+    }
+    let reader = graph[readerID]
+    guard let term = PointwiseTerm(reader, graph) else { return false }
+    if let reason = refusal(term, value, reader, graph) {
+      context.refuse(name, node.name, because: reason)
+      return false
+    }
+    guard context.claim(name, node.name) else { return false }
+    var extras = Array(node.inputs.dropFirst(anchorCount))
+    let expression = term.expression.substituting { index in
+      let operand = term.operands[index]
+      if operand == value { return epilogue.expression }
+      if let known = extras.firstIndex(of: operand) { return .input(known + 1) }
+      extras.append(operand)
+      return .input(extras.count)
+    }
+    let fused = Fused(
+      anchor: anchor, anchorInputCount: anchorCount,
+      epilogue: Epilogue(expression, extraCount: extras.count))
+    var patch = GraphPatch(rule: name, replacing: [id, readerID])
+    let inputs = (node.inputs.prefix(anchorCount) + extras).map { id in
+      id.map { GraphPatch.Reference.existing($0) }
+    }
+    patch.replace(reader.outputs[0], with: patch.add(fused, inputs))
+    try patch.apply(to: &graph)
+    return true
+  }
+
+  private func parts(_ node: Node) -> ((any Operator)?, Int, Epilogue) {
+    if let fused = node.op as? Fused {
+      return (fused.anchor, fused.anchorInputCount, fused.epilogue)
+    }
+    return (node.op is any AnchorOperator ? node.op : nil, node.inputs.count, .identity)
+  }
+
+  private func canOwnEpilogue(_ anchor: any Operator) -> Bool {
+    if let conv = anchor as? Conv { return conv.isChannelsLast }
+    return anchor is MatMul
+  }
+
+  private func refusal(_ term: PointwiseTerm, _ value: ValueID, _ reader: Node, _ graph: Graph)
+    -> String?
+  {
+    guard let dims = graph[value].type.tensor?.dims, let last = dims.last else {
+      return "the result's rank is open"
+    }
+    guard graph[reader.outputs[0]].type.tensor == TensorType(.float32, dims) else {
+      return "'\(reader.name)' changes the shape or type"
+    }
+    guard term.operands.count <= PointwiseTerm.operandLimit else { return "too many operands" }
+    for operand in term.operands where operand != value {
+      guard let type = graph[operand].type.tensor, type.dataType == .float32, let other = type.dims
+      else { return "'\(graph[operand].name)' is not a float32 tensor" }
+      let leading = other.dropLast().allSatisfy { $0.value == 1 }
+      let isScalar = leading && (other.last?.value ?? 1) == 1
+      let isVector = leading && other.last == last && other.count <= dims.count
+      guard isScalar || isVector || other == dims else {
+        return "'\(graph[operand].name)' of shape \(type) is neither a scalar, a vector along the last axis nor of the result's shape"
+      }
+    }
+    return nil
+  }
+}

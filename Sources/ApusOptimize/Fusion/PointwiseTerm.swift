@@ -1,0 +1,61 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusGraph
+import ApusOps
+import ApusTensor
+
+/// A pointwise node as an expression over its distinct variable operands; constants of one element
+/// stand in the expression itself.
+struct PointwiseTerm {
+  /// The expression.
+  var expression: ScalarExpr
+  /// The operands, each once.
+  var operands: [ValueID]
+
+  /// Limits beyond which a region stops paying: registers and operand pointers of a kernel.
+  static let nodeLimit = 64
+  static let operandLimit = 8
+
+  /// Reads a node; nil when it is not a pointwise operator on `float32` (booleans may occur inside).
+  init?(_ node: Node, _ graph: Graph) {
+    guard let op = node.op as? any PointwiseOperator, node.outputs.count == 1 else { return nil }
+    var types: [DataType] = []
+    for input in node.inputs {
+      guard let input, let type = graph[input].type.tensor?.dataType else { return nil }
+      types.append(type)
+    }
+    self.init(op.body(types), node.inputs.compactMap { $0 }, graph)
+    guard expression.nodeCount <= Self.nodeLimit, operands.count <= Self.operandLimit else {
+      return nil
+    }
+  }
+
+  private init(_ body: ScalarExpr, _ inputs: [ValueID], _ graph: Graph) {
+    var operands: [ValueID] = []
+    expression = body.substituting { index in
+      let value = inputs[index]
+      if let constant = graph[value].constant, constant.count == 1, constant.dataType == .float32 {
+        return .const(constant.doubles()[0])
+      }
+      if let known = operands.firstIndex(of: value) { return .input(known) }
+      operands.append(value)
+      return .input(operands.count - 1)
+    }
+    self.operands = operands
+  }
+
+  /// This term with operand `value` replaced by another term.
+  func substituting(_ value: ValueID, by inner: PointwiseTerm) -> PointwiseTerm {
+    var result = self
+    var list = operands.filter { $0 != value }
+    for operand in inner.operands where !list.contains(operand) { list.append(operand) }
+    func position(_ operand: ValueID) -> ScalarExpr { .input(list.firstIndex(of: operand)!) }
+    let replacement = inner.expression.substituting { position(inner.operands[$0]) }
+    result.expression = expression.substituting { index in
+      operands[index] == value ? replacement : position(operands[index])
+    }
+    result.operands = list
+    return result
+  }
+}

@@ -1,0 +1,36 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusEngine
+import Testing
+
+@Suite struct OptionTests {
+  @Test func readsEveryOption() throws {
+    var configuration = BuilderConfiguration()
+    for (option, text) in [
+      ("device", "cpu"), ("precision", "fp32"), ("threads", "4"), ("batch", "8"),
+      ("shape", "images:0=1x3x8x8:2x3x8x8:4x3x8x8"), ("workspace", "64M"),
+      ("timing-cache", "times.txt"), ("level", "2"), ("time-budget", "1.5"),
+      ("optimize", "reference"),
+    ] {
+      try configuration.set(option, to: text)
+    }
+    #expect(configuration.threadCount == 4 && configuration.batch == 8)
+    #expect(configuration.shapes["images:0"]?.optimum == [2, 3, 8, 8])
+    #expect(configuration.workspaceLimit == 64 << 20)
+    #expect(configuration.timeBudgetSeconds == 1.5 && configuration.isReference)
+  }
+
+  @Test(arguments: [
+    ("colour", "blue"), ("threads", "many"), ("threads", "-1"), ("batch", "0"), ("level", "6"),
+    ("precision", "int7"), ("workspace", "9999999999999G"), ("time-budget", "nan"),
+    ("shape", "image"), ("shape", "image=1xx3"), ("shape", "image=2:1:3"), ("shape", "image=1:2"),
+    ("optimize", "much"),
+  ])
+  func refusesWithAHint(option: String, text: String) {
+    var configuration = BuilderConfiguration()
+    let error = #expect(throws: ApusError.self) { try configuration.set(option, to: text) }
+    #expect(error?.code == .invalidArgument && error?.hint != nil)
+  }
+}

@@ -246,13 +246,14 @@ private struct MicrokernelGenerator {
     let operandRegisters = try loadOperandAddresses()
     let needed = try ExpressionEmitter.registersNeeded(shape.epilogue, isa: isa)
     let transient = shape.operands.isEmpty ? 0 : shape.epilogue.inputCount - 1
-    if needed + transient <= free.count {
+    if needed <= Self.simpleRegisters && needed + transient <= free.count {
       try storeThroughRegisters(operandRegisters)
       a.jmp(done)
       a.bind(plain)
       storeAll()
     } else {
-      // Too few registers beside the accumulators: store them and go over the tile row by row.
+      // Too few registers beside the accumulators, or too much code to repeat for each of them: store
+      // them and go over the tile row by row.
       storeAll()
       try finishInMemory(operandRegisters)
       a.jmp(done)
@@ -261,6 +262,9 @@ private struct MicrokernelGenerator {
     }
     a.bind(done)
   }
+
+  /// Expressions that need more registers have long code.
+  private static let simpleRegisters = 3
 
   private func storeAll() {
     for row in 0..<rows {

@@ -39,9 +39,8 @@ package final class GemmPlan: Sendable {
     var tiles: [TiledMultiply.Tile] = []
     var row = 0
     for size in TiledMultiply.split(m, rows: tile.rows) {
-      let pattern = (0..<size).map { $0 * lda * 4 }
       let index = patterns.firstIndex { $0.count == size } ?? patterns.count
-      if index == patterns.count { patterns.append(pattern) }
+      if index == patterns.count { patterns.append((0..<size).map { $0 * lda * 4 }) }
       tiles.append(TiledMultiply.Tile(offsetInA: row * lda * 4, row: row, pattern: index))
       row += size
     }

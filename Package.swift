@@ -60,7 +60,7 @@ let package = Package(
     .testTarget(name: "ApusGraphTests", dependencies: ["ApusGraph", "ApusTestSupport"], swiftSettings: settings),
     .testTarget(name: "ApusOpsTests", dependencies: ["ApusOps", "ApusTestSupport"], swiftSettings: settings),
     .testTarget(
-      name: "ApusONNXTests", dependencies: ["ApusONNX", "ApusProto", "ApusTestSupport"], swiftSettings: settings),
+      name: "ApusONNXTests", dependencies: ["Apus", "ApusONNX", "ApusProto", "ApusTestSupport"], swiftSettings: settings),
     .testTarget(
       name: "ApusOptimizeTests", dependencies: ["ApusOptimize", "ApusTestSupport"],
       swiftSettings: settings),

@@ -192,7 +192,7 @@ typedef struct apus_config apus_config;
  *   device        auto, cpu, cuda or cuda:N
  *   precision     fp32, bf16, fp16, int8 or auto
  *   threads       a count
- *   batch         a count; fixes the symbolic first dimension of every input
+ *   batch         a count; the size that symbolic first dimensions are tuned for
  *   shape         NAME=MIN:OPT:MAX, each like 1x3x224x224; may be set once per input
  *   workspace     a size, for example 512M
  *   timing-cache  a file

@@ -1,9 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
-import ApusBase
-import ApusEngine
-import ApusTensor
+import Apus
 import CApus
 
 /// A context with the inputs set through C and addresses for its results.

@@ -2,18 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Apus
-import ApusBase
-import ApusEngine
-import ApusTensor
 import CApus
-
-#if canImport(Glibc)
-  import Glibc
-#elseif canImport(Musl)
-  import Musl
-#elseif canImport(Darwin)
-  import Darwin
-#endif
 
 /// An engine with descriptions of its inputs and outputs that C may point at.
 final class EngineHandle: Sendable {
@@ -120,7 +109,7 @@ public func apus_engine_load_bytes(
     let source = try memory(bytes, byte_count)
     guard let engine else { throw missing("engine") }
     let copy = try AlignedMemory(byteCount: source.count)
-    copy.base.copyMemory(from: source.baseAddress ?? UnsafeRawPointer(copy.base), byteCount: source.count)
+    if let first = source.baseAddress { copy.base.copyMemory(from: first, byteCount: source.count) }
     let owned = UnsafeRawBufferPointer(start: copy.base, count: source.count)
     let threads = try configuration(config).threadCount
     engine.pointee = handle(EngineHandle(try Engine.load(owned, owner: copy, threadCount: threads)))
@@ -128,7 +117,8 @@ public func apus_engine_load_bytes(
 }
 
 @c @implementation
-public func apus_engine_save(_ engine: OpaquePointer?, _ path: UnsafePointer<CChar>?) -> apus_status {
+public func apus_engine_save(_ engine: OpaquePointer?, _ path: UnsafePointer<CChar>?) -> apus_status
+{
   status { () throws(ApusError) in
     let engine = try object(engine, EngineHandle.self, named: "engine").engine
     try engine.save(path: try text(path, named: "path"))

@@ -1,7 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
-import ApusBase
+import Apus
 import CApus
 
 /// A handle for C that owns one reference to an object.

@@ -1,8 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
-import ApusBase
-import ApusTensor
+import Apus
 import CApus
 
 /// The inputs or outputs of an engine with stable addresses for C.

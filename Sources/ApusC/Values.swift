@@ -1,8 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
-import ApusBase
-import ApusTensor
+import Apus
 import CApus
 
 /// A value behind a handle, with the parts that C needs stable addresses of.

@@ -60,15 +60,30 @@ struct BuildOptions: ParsableArguments {
   }
 
   /// The engine in a file: loaded when it is one, built in memory when it is a model.
-  func engine(_ path: String) throws(ApusError) -> (engine: Engine, loadSeconds: Double, buildSeconds: Double) {
+  ///
+  /// - Parameter inputs: Data that is going to be run; a model is tuned for its shapes.
+  func engine(_ path: String, tunedFor inputs: InputOptions? = nil) throws(ApusError) -> (
+    engine: Engine, loadSeconds: Double, buildSeconds: Double
+  ) {
     let start = Clock.seconds
     if try Model.isEngine(path: path) {
       let configuration = try configuration()
       let engine = try Engine.load(path: path, threadCount: configuration.threadCount)
       return (engine, Clock.seconds - start, 0)
     }
-    let engine = try Builder(try configuration(), progress: ProgressPrinter().handler)
-      .build(contentsOf: path)
-    return (engine, 0, Clock.seconds - start)
+    var configuration = try configuration()
+    let graph = try Model.load(path: path)
+    for (name, shape) in try inputs?.shapes() ?? [:] where configuration.shapes[name] == nil {
+      guard let id = graph.inputs.first(where: { graph[$0].name == name }),
+        graph[id].type.tensor?.rank == shape.count
+      else { continue }
+      configuration.shapes[name] = .init(minimum: shape, optimum: shape, maximum: shape)
+    }
+    do {
+      let engine = try Builder(configuration, progress: ProgressPrinter().handler).build(graph)
+      return (engine, 0, Clock.seconds - start)
+    } catch {
+      throw error.at(GraphLocation(file: path))
+    }
   }
 }

@@ -21,6 +21,11 @@ public struct Specializer: Sendable {
   public func specialize(_ graph: Graph, types: [ValueType], values: [Int: Tensor] = [:])
     throws(ApusError) -> Graph
   {
+    guard types.count == graph.inputs.count else {
+      throw ApusError(
+        .typeMismatch,
+        "the graph '\(graph.name)' takes \(graph.inputs.count) operands, \(types.count) are given")
+    }
     var result = graph
     let sizes = bindings(graph, types)
     for id in result.values {

@@ -105,6 +105,11 @@ extension Assembler {
     three(VectorRow(.none, .m0F, 0x12), to, a, b, nil, false)
   }
 
+  /// 128-bit halves chosen by `selector` from both operands (AVX).
+  package func vperm2f128(_ to: Vec, _ a: Vec, _ b: some VectorOperand, _ selector: UInt8) {
+    three(VectorRow(.x66, .m0F3A, 0x06, .full, .vex), to, a, b, nil, false, selector)
+  }
+
   // MARK: Scalar
 
   package func vaddss(_ to: Vec, _ a: Vec, _ b: some VectorOperand) {

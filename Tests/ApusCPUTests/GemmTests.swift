@@ -123,6 +123,35 @@ import Testing
     }
   }
 
+  @Test(arguments: testedISAs) func batchesLieAnywhere(isa: ISA) throws {
+    // Heads of attention inside wider rows, B shared between two of them.
+    let (m, n, k, lda, ldb, ldc) = (19, 21, 13, 50, 64, 48)
+    let batch = [
+      GemmPlan.BatchMember(a: 0, b: 0, c: 0), GemmPlan.BatchMember(a: 13, b: 21, c: 21),
+      GemmPlan.BatchMember(a: 26, b: 0, c: m * ldc),
+    ]
+    let a = GuardedBuffer.random((m - 1) * lda + 26 + k)
+    let b = GuardedBuffer.random((k - 1) * ldb + 21 + n, seed: 2)
+    let other = GuardedBuffer.random((2 * m - 1) * ldc + n, seed: 3)
+    let plan = try GemmPlan(
+      m: m, n: n, k: k, lda: lda, ldc: ldc, ldb: ldb, isa: isa, epilogue: .input(0) + .input(1),
+      operands: [.full], batch: batch)
+    let c = GuardedBuffer(count: other.count) { _ in .nan }
+    plan.run(a: a.raw, b: b.raw, c: c.raw, operands: [UnsafeRawPointer(other.raw)], pool: pool)
+    for member in batch {
+      for row in 0..<m {
+        for column in 0..<n {
+          let place = member.c + row * ldc + column
+          var want = other[place]
+          for inner in 0..<k {
+            want += a[member.a + row * lda + inner] * b[member.b + inner * ldb + column]
+          }
+          #expect(abs(c[place] - want) < 1e-5)
+        }
+      }
+    }
+  }
+
   @Test func resultsDoNotDependOnTheThreadCount() throws {
     guard let isa = testedISAs.first else { return }
     let (m, n, k) = (200, 200, 300)

@@ -118,6 +118,9 @@ let testedISAs: [ISA] =
       x * ScalarExpr.max(.const(0), .min(.const(1), x * .const(1.0 / 6) + .const(0.5)))
     let e = ScalarExpr.unary(.exponential, x)
     let shared = (e - .const(1)) / (e + .const(1)) + e * e
+    // The inner occurrence is computed upon while the outer one waits.
+    let bent = ScalarExpr.unary(.hyperbolicTangent, x)
+    let waiting = bent * (bent * .const(0.25) + .const(0.5))
     let chosen = ScalarExpr.select(.less(x, .const(0)), .const(0.1) * x, x)
     let logic = ScalarExpr.select(
       .binary(.logicalAnd, .less(x, .const(0.5)), .unary(.logicalNot, .less(x, .const(-0.5)))),
@@ -126,6 +129,7 @@ let testedISAs: [ISA] =
       (gelu, { $0 * 0.5 * (1 + erf($0 * 0.5.squareRoot())) }),
       (hardSwish, { $0 * max(0, min(1, $0 / 6 + 0.5)) }),
       (shared, { (exp($0) - 1) / (exp($0) + 1) + exp($0) * exp($0) }),
+      (waiting, { tanh($0) * (tanh($0) * 0.25 + 0.5) }),
       (chosen, { $0 < 0 ? 0.1 * $0 : $0 }),
       (logic, { $0 < 0.5 && !($0 < -0.5) ? 3 : -0.25 - $0 }),
     ]

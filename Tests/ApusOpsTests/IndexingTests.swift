@@ -18,7 +18,8 @@ import Testing
     #expect(try run(Gather(), [f([], [0, 2]), i([], [0])])[0].shape == [0, 2])
     let words: RuntimeValue = .tensor(try Tensor(strings: ["a", "b"], shape: [2]))
     #expect(try run(Gather(), [words, i([1, 1], [2])])[0].strings == ["b", "b"])
-    #expect(try run(GatherElements(axis: 1), [x, i([2, 0, 1, 1], [2, 2])])[0].floats() == [2, 0, 4, 4])
+    #expect(
+      try run(GatherElements(axis: 1), [x, i([2, 0, 1, 1], [2, 2])])[0].floats() == [2, 0, 4, 4])
     #expect(refuses(GatherElements(), [x, try i([0], [1])]))
     #expect(try run(GatherND(), [x, i([0, 1, 1, 2], [2, 2])])[0].floats() == [1, 5])
     #expect(try run(GatherND(batchDims: 1), [x, i([1, 2], [2, 1])])[0].floats() == [1, 5])
@@ -28,7 +29,8 @@ import Testing
 
   @Test func scatters() throws {
     let x = try f([1, 2, 3], [3])
-    #expect(try run(ScatterElements(), [x, i([2, 0], [2]), f([9, 8], [2])])[0].floats() == [8, 2, 9])
+    #expect(
+      try run(ScatterElements(), [x, i([2, 0], [2]), f([9, 8], [2])])[0].floats() == [8, 2, 9])
     let twice = try run(ScatterElements(reduction: .add), [x, i([1, 1], [2]), f([10, 100], [2])])
     #expect(twice[0].floats() == [1, 112, 3])
     #expect(try run(ScatterND(), [x, i([1], [1, 1]), f([7], [1])])[0].floats() == [1, 7, 3])
@@ -49,7 +51,10 @@ import Testing
     #expect(try run(Compress(), [x, i([1, 0, 0, 1], [4], .bool)])[0].floats() == [1, 2])
     #expect(refuses(Compress(axis: 0), [x, try i([0, 0, 1], [3], .bool)]))
     #expect(try run(Trilu(), [f([1, 2, 3, 4], [2, 2])])[0].floats() == [1, 2, 0, 4])
-    #expect(try run(Trilu(upper: false), [f([1, 2, 3, 4], [2, 2]), i([.min], [])])[0].floats() == [0, 0, 0, 0])
+    #expect(
+      try run(Trilu(upper: false), [f([1, 2, 3, 4], [2, 2]), i([.min], [])])[0].floats() == [
+        0, 0, 0, 0,
+      ])
     let hot = try run(OneHot(), [i([1, -1, 5], [3]), i([3], []), f([0, 1], [2])])[0]
     #expect(hot.floats() == [0, 1, 0, 0, 0, 1, 0, 0, 0])
     let first = try run(OneHot(axis: 0), [i([1, 0], [2]), i([2], []), f([0, 1], [2])])[0]
@@ -70,7 +75,8 @@ import Testing
     let unique = try run(Unique(), [f([2, 1, 1, 3], [4])], outputs: 4)
     #expect(unique[0].floats() == [1, 2, 3] && unique[1].ints() == [1, 0, 3])
     #expect(unique[2].ints() == [1, 0, 0, 2] && unique[3].ints() == [2, 1, 1])
-    #expect(try run(Unique(sorted: false), [f([2, 1, 1, 3], [4])], outputs: 4)[0].floats() == [2, 1, 3])
+    #expect(
+      try run(Unique(sorted: false), [f([2, 1, 1, 3], [4])], outputs: 4)[0].floats() == [2, 1, 3])
     let rows = try run(Unique(axis: 0), [f([1, 0, 1, 0, 0, 9], [3, 2])], outputs: 4)
     #expect(rows[0].floats() == [0, 9, 1, 0] && rows[2].ints() == [1, 1, 0])
   }
@@ -120,7 +126,8 @@ import Testing
     #expect(try reduce(.sumSquare) == [5, 25])
     #expect(abs(try reduce(.logSumExp)[0] - 2.3132617) < 1e-5)
     #expect(try run(Reduce(function: .sum), [x])[0].shape == [1, 1])
-    #expect(try run(Reduce(function: .sum, noopWithEmptyAxes: true), [x])[0].floats() == [1, 2, 3, 4])
+    #expect(
+      try run(Reduce(function: .sum, noopWithEmptyAxes: true), [x])[0].floats() == [1, 2, 3, 4])
     #expect(try run(Reduce(function: .sum), [x, i([0], [1])])[0].floats() == [4, 6])
     #expect(try run(Reduce(function: .prod), [f([], [0])])[0].floats() == [1])
     #expect(try run(Reduce(function: .max), [i([-3, -2], [2])])[0].ints() == [-2])

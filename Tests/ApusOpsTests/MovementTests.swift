@@ -30,7 +30,8 @@ import Testing
     let x = try sequence([2, 3, 4])
     #expect(try run(Reshape(), [x, vector([0, -1])])[0].shape == [2, 12])
     #expect(try run(Reshape(), [x, vector([4, 3, 2])])[0].shape == [4, 3, 2])
-    #expect(try run(Reshape(allowZero: true), [f([], [0, 3]), vector([3, 0])])[0].shape == [3, 0])
+    #expect(
+      try run(Reshape(allowZero: true), [f([], [0, 3]), vector([3, 0])])[0].shape == [3, 0])
     for bad in [[-1, -1], [5, -1], [2, 3], [-2, 12], [0, 0, 0, 0], [Int.max, Int.max]] {
       #expect(refuses(Reshape(), [x, try vector(bad)]), "\(bad)")
     }
@@ -85,10 +86,14 @@ import Testing
       Slice(), [x, vector([-1]), vector([Int.min]), vector([1]), vector([-2])])[0]
     #expect(back.shape == [4, 2] && back.floats() == [2, 0, 5, 3, 8, 6, 11, 9])
     #expect(try run(Slice(), [x, vector([5]), vector([Int.max])])[0].shape == [0, 3])
-    #expect(try run(Slice(), [f([], [0]), vector([-1]), vector([-9]), nil, vector([-1])])[0].shape == [0])
+    #expect(
+      try run(Slice(), [f([], [0]), vector([-1]), vector([-9]), nil, vector([-1])])[0].shape == [0])
     let far = try run(Slice(), [x, vector([0]), vector([Int.max]), nil, vector([Int.max])])[0]
     #expect(far.floats() == [0, 1, 2])
-    #expect(try run(Slice(), [x, vector([3]), vector([Int.min]), nil, vector([Int.min])])[0].shape == [1, 3])
+    #expect(
+      try run(Slice(), [x, vector([3]), vector([Int.min]), nil, vector([Int.min])])[0].shape == [
+        1, 3,
+      ])
     #expect(refuses(Slice(), [x, try vector([0]), try vector([1]), nil, try vector([0])]))
     #expect(refuses(Slice(), [x, try vector([0]), try vector([1, 2])]))
     #expect(refuses(Slice(), [x, try vector([0]), try vector([1]), try vector([2])]))
@@ -102,7 +107,8 @@ import Testing
     #expect(try run(Pad(mode: .reflect), [x, pads])[0].floats() == [3, 2, 1, 2, 3, 2])
     #expect(try run(Pad(mode: .edge), [x, pads])[0].floats() == [1, 1, 1, 2, 3, 3])
     #expect(try run(Pad(mode: .wrap), [x, pads])[0].floats() == [2, 3, 1, 2, 3, 1])
-    #expect(try run(Pad(mode: .reflect), [x, vector([5, 0])])[0].floats() == [2, 1, 2, 3, 2, 1, 2, 3])
+    #expect(
+      try run(Pad(mode: .reflect), [x, vector([5, 0])])[0].floats() == [2, 1, 2, 3, 2, 1, 2, 3])
     #expect(try run(Pad(), [x, vector([-1, -1])])[0].floats() == [2])
     #expect(try run(Pad(), [x, vector([-2, 2])])[0].floats() == [3, 0, 0])
     #expect(try run(Pad(), [x, vector([-3, 4])])[0].floats() == [0, 0, 0, 0])
@@ -111,12 +117,14 @@ import Testing
     #expect(refuses(Pad(), [x, try vector([Int.min, 1])]))
     #expect(refuses(Pad(mode: .edge), [try f([], [0]), pads]))
     #expect(refuses(Pad(), [x, try vector([1])]))
-    let matrix = try run(Pad(mode: .edge), [sequence([2, 2]), vector([1, 1]), nil, vector([-1])])[0]
+    let matrix = try run(
+      Pad(mode: .edge), [sequence([2, 2]), vector([1, 1]), nil, vector([-1])])[0]
     #expect(matrix.floats() == [0, 0, 1, 1, 2, 2, 3, 3])
   }
 
   @Test func repeats() throws {
-    #expect(try run(Expand(), [f([1, 2], [2, 1]), vector([1, 3])])[0].floats() == [1, 1, 1, 2, 2, 2])
+    #expect(
+      try run(Expand(), [f([1, 2], [2, 1]), vector([1, 3])])[0].floats() == [1, 1, 1, 2, 2, 2])
     #expect(try run(Expand(), [f([1, 2], [2]), vector([2, 1])])[0].shape == [2, 2])
     #expect(refuses(Expand(), [try f([1, 2], [2]), try vector([3])]))
     #expect(refuses(Expand(), [try f([1, 2], [2]), try vector([Int.max, 2])]))
@@ -130,7 +138,8 @@ import Testing
     let x = try sequence([1, 4, 1, 2])
     let wide = try run(DepthToSpace(blockSize: 2), [x])[0]
     #expect(wide.shape == [1, 1, 2, 4] && wide.floats() == [0, 2, 1, 3, 4, 6, 5, 7])
-    #expect(try run(SpaceToDepth(blockSize: 2), [.tensor(wide)])[0].floats() == (0..<8).map(Float.init))
+    #expect(
+      try run(SpaceToDepth(blockSize: 2), [.tensor(wide)])[0].floats() == (0..<8).map(Float.init))
     let two = try run(DepthToSpace(blockSize: 2, mode: .crd), [sequence([1, 8, 1, 1])])[0]
     #expect(two.floats() == [0, 1, 2, 3, 4, 5, 6, 7])
     #expect(refuses(DepthToSpace(blockSize: 3), [x]))
@@ -165,7 +174,8 @@ import Testing
       let got = try form.op.evaluate(operands).compactMap(\.tensor)
       for (index, want) in try op.evaluate(inputs).enumerated() {
         let moved = try run(Transpose(permutation: order), [want])[0]
-        #expect(got[index].shape == moved.shape && got[index].floats() == moved.floats(), "\(op.name)")
+        #expect(
+          got[index].shape == moved.shape && got[index].floats() == moved.floats(), "\(op.name)")
       }
     }
     let lower = InferenceInputs(types: [x.type, try f([1, 2, 3, 4], [4]).type])

@@ -44,7 +44,8 @@ func refuses(_ op: any Operator, _ inputs: [RuntimeValue?]) -> Bool {
 /// Whether inference refuses operands of these shapes (all of type `float32`).
 func inferRefuses(_ op: any Operator, _ shapes: [[Int]]) -> Bool {
   do {
-    _ = try op.infer(InferenceInputs(types: shapes.map { .tensor(TensorType(.float32, shape: $0)) }))
+    _ = try op.infer(
+      InferenceInputs(types: shapes.map { .tensor(TensorType(.float32, shape: $0)) }))
     return false
   } catch {
     return true

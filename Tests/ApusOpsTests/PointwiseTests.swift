@@ -32,7 +32,9 @@ import Testing
     #expect(try run(Add(), [i([big], [1]), i([1], [1])])[0].integers() == [big + 1])
     #expect(try run(Add(), [i([127], [1], .int8), i([1], [1], .int8)])[0].ints() == [-128])
     #expect(try run(Pow(), [i([3, 2], [2]), i([4, 10], [2])])[0].ints() == [81, 1024])
-    #expect(try run(BitShift(direction: .right), [i([16], [1], .uint8), i([2], [1], .uint8)])[0].ints() == [4])
+    #expect(
+      try run(BitShift(direction: .right), [i([16], [1], .uint8), i([2], [1], .uint8)])[0].ints()
+        == [4])
     #expect(refuses(Div(), [try i([1], [1]), try i([0], [1])]))
   }
 
@@ -52,9 +54,12 @@ import Testing
     #expect(abs(try run(Gelu(), [x])[0].floats()[2] - 1.9544997) < 1e-5)
     #expect(abs(try run(Gelu(approximate: true), [x])[0].floats()[2] - 1.9545977) < 1e-5)
     #expect(abs(try run(Celu(alpha: 2), [x])[0].floats()[0] + 1.2642411) < 1e-5)
-    #expect(try run(PRelu(), [f([-1, -1], [1, 2]), f([0.5, 2], [2])])[0].floats() == [-0.5, -2])
-    #expect(try run(IsInf(detectNegative: false), [f([.infinity, -.infinity], [2])])[0].ints() == [1, 0])
-    #expect(try run(IsInf(detectNegative: false, detectPositive: false), [x])[0].ints() == [0, 0, 0])
+    #expect(
+      try run(PRelu(), [f([-1, -1], [1, 2]), f([0.5, 2], [2])])[0].floats() == [-0.5, -2])
+    #expect(
+      try run(IsInf(detectNegative: false), [f([.infinity, -.infinity], [2])])[0].ints() == [1, 0])
+    #expect(
+      try run(IsInf(detectNegative: false, detectPositive: false), [x])[0].ints() == [0, 0, 0])
     #expect(try run(Round(), [f([0.5, 1.5, -2.5], [3])])[0].floats() == [0, 2, -2])
   }
 

@@ -146,6 +146,7 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vscalefps zmm8, zmm2, zmm13", { $0.vscalefps(z(8), z(2), z(13)) }),
   ("vblendmps zmm8{k4}, zmm2, zmm13", { $0.vblendmps(z(8), k(4), z(2), z(13)) }),
   ("vshufps ymm8, ymm2, ymm13, 0x4e", { $0.vshufps(y(8), y(2), y(13), 0x4E) }),
+  ("vperm2f128 ymm8, ymm2, ymm13, 0x31", { $0.vperm2f128(y(8), y(2), y(13), 0x31) }),
   ("vunpcklps ymm8, ymm2, ymm13", { $0.vunpcklps(y(8), y(2), y(13)) }),
   ("vunpckhps zmm8, zmm2, zmm13", { $0.vunpckhps(z(8), z(2), z(13)) }),
   ("vpdpbusd zmm8, zmm2, DWORD PTR [rax+4]{1to16}", { $0.vpdpbusd(z(8), z(2), all(.rax, 4)) }),

@@ -122,6 +122,7 @@ let goldenBytes: [String: String] = [
   "vscalefps zmm8, zmm2, zmm13": "62526d482cc5",
   "vblendmps zmm8{k4}, zmm2, zmm13": "62526d4c65c5",
   "vshufps ymm8, ymm2, ymm13, 0x4e": "c4416cc6c54e",
+  "vperm2f128 ymm8, ymm2, ymm13, 0x31": "c4436d06c531",
   "vunpcklps ymm8, ymm2, ymm13": "c4416c14c5",
   "vunpckhps zmm8, zmm2, zmm13": "62516c4815c5",
   "vpdpbusd zmm8, zmm2, DWORD PTR [rax+4]{1to16}": "62726d58504001",

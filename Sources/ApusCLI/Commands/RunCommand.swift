@@ -20,7 +20,7 @@ struct RunCommand: ParsableCommand {
   @OptionGroup var options: BuildOptions
 
   func run() throws {
-    let engine = try options.engine(model).engine
+    let engine = try options.engine(model, tunedFor: inputs).engine
     let tensors = try inputs.tensors(for: engine.inputs)
     let results = try engine.makeContext().run(tensors)
     let named = engine.outputs.compactMap { binding in
@@ -40,6 +40,20 @@ struct InputOptions: ParsableArguments {
 
   @Option(help: "Inputs from a .npz file, by name.")
   var inputs: String?
+
+  /// The shapes of all given arrays by name.
+  func shapes() throws(ApusError) -> [String: [Int]] {
+    var result: [String: [Int]] = [:]
+    if let inputs {
+      for (name, tensor) in try NumPy.readArchive(path: inputs) { result[name] = tensor.shape }
+    }
+    for text in input {
+      guard let mark = text.lastIndex(of: "=") else { continue }
+      result[String(text[..<mark])] =
+        try NumPy.readArray(path: String(text[text.index(after: mark)...])).shape
+    }
+    return result
+  }
 
   /// The tensors, as the bindings name them.
   func tensors(for bindings: [Engine.Binding]) throws(ApusError) -> [String: Tensor] {

@@ -57,15 +57,24 @@ package final class ConvPlan: Sendable {
     // Tiles: rows of C are output pixels.
     var tiles: [TiledMultiply.Tile] = []
     var patterns: [[Int]] = []
-    func add(_ pattern: [Int], offset: Int, row: Int) {
-      let index = patterns.firstIndex(of: pattern) ?? patterns.count
-      if index == patterns.count { patterns.append(pattern) }
+    var known: [[Int]: Int] = [:]
+    /// Adds a tile of `rows` output rows by `piece` pixels.
+    func add(rows: Int, piece: Int, offset: Int, row: Int) {
+      let index = known[[rows, piece]] ?? patterns.count
+      if index == patterns.count {
+        known[[rows, piece]] = index
+        patterns.append(
+          (0..<rows * piece).map { position in
+            let (y, x) = (position / piece, position % piece)
+            return (y * shape.strideHeight * width + x * shape.strideWidth) * pixel
+          })
+      }
       tiles.append(TiledMultiply.Tile(offsetInA: offset, row: row, pattern: index))
     }
     if linear {
       var row = 0
       for size in TiledMultiply.split(run, rows: tile.rows) {
-        add((0..<size).map { $0 * pixel }, offset: row * pixel, row: row)
+        add(rows: 1, piece: size, offset: row * pixel, row: row)
         row += size
       }
     } else {
@@ -77,15 +86,8 @@ package final class ConvPlan: Sendable {
         for rows in TiledMultiply.split(shape.outHeight, rows: rowsPerTile) {
           var x = 0
           for piece in pieces {
-            var pattern: [Int] = []
-            for r in 0..<rows {
-              for column in 0..<piece {
-                pattern.append(
-                  (r * shape.strideHeight * width + column * shape.strideWidth) * pixel)
-              }
-            }
             add(
-              pattern,
+              rows: rows, piece: piece,
               offset: ((image * height + y * shape.strideHeight) * width + x * shape.strideWidth)
                 * pixel,
               row: (image * shape.outHeight + y) * shape.outWidth + x)
@@ -110,7 +112,7 @@ package final class ConvPlan: Sendable {
     }
     let k = memberK * offsets.count
     var blocks: [TiledMultiply.KBlock] = []
-    let perBlock = tiles.count == 1 ? offsets.count : max(1, 1536 / memberK)
+    let perBlock = tiles.count == 1 ? offsets.count : max(1, 768 / memberK)
     var first = 0
     for count in TiledMultiply.split(offsets.count, rows: perBlock) {
       blocks.append(
@@ -124,8 +126,12 @@ package final class ConvPlan: Sendable {
       TiledMultiply.Plan(
         isa: isa, tiles: tiles, patterns: patterns, offsets: offsets, blocks: blocks, k: k,
         n: groupOutputs, vectors: tile.vectors, ldb: nil, ldc: shape.outChannels,
-        epilogue: epilogue, operands: operands, groups: shape.groups,
-        groupBytesOfA: groupInputs * 4, groupBytesOfB: groupBytes, groupColumnsOfC: groupOutputs))
+        epilogue: epilogue, operands: operands,
+        groups: (0..<shape.groups).map { group in
+          TiledMultiply.Group(
+            a: group * groupInputs * 4, b: group * groupBytes, c: group * groupOutputs * 4,
+            column: group * groupOutputs)
+        }))
   }
 
   /// Packs weights `[kernelHeight, kernelWidth, inChannels / groups, outChannels]`.

@@ -45,8 +45,8 @@ package final class ExpressionEmitter {
   private let mask = Mask(1)
   /// Most registers of the pool that were in use at once.
   package private(set) var peak = 0
-  /// Subexpressions that occur more than once: occurrences left, and the register when computed.
-  private var shared: [ScalarExpr: (left: Int, register: Vec?)] = [:]
+  /// Subexpressions that occur more than once, and the register that holds one to the end.
+  private var shared: [ScalarExpr: (count: Int, register: Vec?)] = [:]
 
   /// An emitter that may use the registers `free` and mask register 1.
   package init(
@@ -77,9 +77,10 @@ package final class ExpressionEmitter {
   package func emit(_ expression: ScalarExpr) throws(ApusError) -> Vec {
     shared = [:]
     countSubexpressions(expression)
-    shared = shared.filter { $0.value.left > 1 }
+    shared = shared.filter { $0.value.count > 1 }
     let result = try value(expression)
     release(result)
+    for entry in shared.values { if let register = entry.register { release(register) } }
     return result.register
   }
 
@@ -171,8 +172,8 @@ package final class ExpressionEmitter {
   private func countSubexpressions(_ expression: ScalarExpr) {
     if case .input = expression { return }
     if case .const = expression { return }
-    shared[expression, default: (0, nil)].left += 1
-    if let known = shared[expression], known.left > 1 { return }
+    shared[expression, default: (0, nil)].count += 1
+    if let known = shared[expression], known.count > 1 { return }
     switch expression {
     case .input, .const: break
     case .unary(_, let a), .cast(let a, _): countSubexpressions(a)
@@ -188,14 +189,11 @@ package final class ExpressionEmitter {
 
   func value(_ expression: ScalarExpr) throws(ApusError) -> Value {
     guard let entry = shared[expression] else { return try compute(expression) }
-    if let register = entry.register {
-      // The last occurrence takes the register over.
-      shared[expression] = (entry.left - 1, register)
-      return Value(register: register, owned: entry.left == 1)
-    }
+    // Nobody may overwrite the register: an earlier occurrence may still wait to be read.
+    if let register = entry.register { return Value(register: register, owned: false) }
     let computed = try compute(expression)
     let register = try owned(computed)
-    shared[expression] = (entry.left - 1, register)
+    shared[expression] = (entry.count, register)
     return Value(register: register, owned: false)
   }
 

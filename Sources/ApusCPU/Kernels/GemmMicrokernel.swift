@@ -179,6 +179,9 @@ private struct MicrokernelGenerator {
     a.bind(done)
   }
 
+  /// How many elements of K ahead of their use columns of B are fetched.
+  private static let prefetchSteps = 16
+
   /// One element of K: every accumulator gets one multiply-add.
   private func step(_ k: Int) {
     let panelBytes = shape.panelBytes
@@ -188,6 +191,10 @@ private struct MicrokernelGenerator {
     for (index, column) in columns.enumerated() {
       let place = Address(.rbx, k * panelBytes + index * width.bytes)
       a.loadTail(column, place, shape.masksB ? tail(index) : nil)
+      // Panels are read once from start to end, across pages, where the hardware does not look ahead.
+      if !shape.masksB && index * width.bytes % 64 == 0 {
+        a.prefetcht0(place.offset(Self.prefetchSteps * panelBytes))
+      }
     }
     for row in 0..<rows {
       let element = Address(.rax, shape.rowOffsets[row] + 4 * k)
@@ -239,13 +246,14 @@ private struct MicrokernelGenerator {
     let operandRegisters = try loadOperandAddresses()
     let needed = try ExpressionEmitter.registersNeeded(shape.epilogue, isa: isa)
     let transient = shape.operands.isEmpty ? 0 : shape.epilogue.inputCount - 1
-    if needed + transient <= free.count {
+    if needed <= Self.simpleRegisters && needed + transient <= free.count {
       try storeThroughRegisters(operandRegisters)
       a.jmp(done)
       a.bind(plain)
       storeAll()
     } else {
-      // Too few registers beside the accumulators: store them and go over the tile row by row.
+      // Too few registers beside the accumulators, or too much code to repeat for each of them: store
+      // them and go over the tile row by row.
       storeAll()
       try finishInMemory(operandRegisters)
       a.jmp(done)
@@ -254,6 +262,9 @@ private struct MicrokernelGenerator {
     }
     a.bind(done)
   }
+
+  /// Expressions that need more registers have long code.
+  private static let simpleRegisters = 3
 
   private func storeAll() {
     for row in 0..<rows {

@@ -16,11 +16,14 @@ package final class GemmPlan: Sendable {
   private let multiply: TiledMultiply
 
   /// Plans a product; strides in elements. With `ldb`, B is used as it lies instead of packed.
+  /// Several products of the same sizes are planned together by listing where each one starts;
+  /// operands with an element for every element of the result lie as the result does.
   ///
   /// - Throws: `not-yet-supported` when the epilogue or the tile cannot be compiled.
   package init(
     m: Int, n: Int, k: Int, lda: Int, ldc: Int, ldb: Int? = nil, tile: GemmTile? = nil,
-    isa: ISA = .current, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = []
+    isa: ISA = .current, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
+    batch: [BatchMember] = [BatchMember()]
   ) throws(ApusError) {
     guard m > 0, n > 0, k > 0, isa != .portable else {
       throw ApusError(.notYetSupported, "a product of \(m) x \(k) and \(k) x \(n)")
@@ -36,16 +39,15 @@ package final class GemmPlan: Sendable {
     var tiles: [TiledMultiply.Tile] = []
     var row = 0
     for size in TiledMultiply.split(m, rows: tile.rows) {
-      let pattern = (0..<size).map { $0 * lda * 4 }
       let index = patterns.firstIndex { $0.count == size } ?? patterns.count
-      if index == patterns.count { patterns.append(pattern) }
+      if index == patterns.count { patterns.append((0..<size).map { $0 * lda * 4 }) }
       tiles.append(TiledMultiply.Tile(offsetInA: row * lda * 4, row: row, pattern: index))
       row += size
     }
     // Long sums are cut so that the part of B in use stays in the second-level cache; with one tile of
     // rows nothing is used twice.
     var blocks: [TiledMultiply.KBlock] = []
-    let pieces = tiles.count == 1 ? 1 : max(1, (k + 1023) / 1536)
+    let pieces = tiles.count == 1 ? 1 : max(1, (k + 255) / 512)
     var start = 0
     for (index, size) in TiledMultiply.split(k, rows: (k + pieces - 1) / pieces).enumerated() {
       blocks.append(TiledMultiply.KBlock(first: index, count: 1, k: size, start: start))
@@ -55,7 +57,22 @@ package final class GemmPlan: Sendable {
       TiledMultiply.Plan(
         isa: isa, tiles: tiles, patterns: patterns, offsets: blocks.map { $0.start * 4 },
         blocks: blocks, k: k, n: n, vectors: tile.vectors, ldb: ldb, ldc: ldc, epilogue: epilogue,
-        operands: operands))
+        operands: operands,
+        groups: batch.map { TiledMultiply.Group(a: $0.a * 4, b: $0.b * 4, c: $0.c * 4) }))
+  }
+
+  /// Where one of several products starts in A, B and C, in elements.
+  package struct BatchMember: Hashable, Sendable {
+    package var a: Int
+    package var b: Int
+    package var c: Int
+
+    /// Names the three places.
+    package init(a: Int = 0, b: Int = 0, c: Int = 0) {
+      self.a = a
+      self.b = b
+      self.c = c
+    }
   }
 
   /// Multiplies. `operands` holds the addresses of the epilogue's extra operands.

@@ -49,11 +49,17 @@ package final class TiledMultiply: Sendable {
     package var ldc: Int
     package var epilogue: ScalarExpr
     package var operands: [EpilogueOperand]
-    /// Independent products side by side (groups of a convolution), and how far apart they are.
-    package var groups = 1
-    package var groupBytesOfA = 0
-    package var groupBytesOfB = 0
-    package var groupColumnsOfC = 0
+    /// Independent products of the same sizes: groups of a convolution, members of a batch.
+    package var groups = [Group()]
+  }
+
+  /// Where one of several products lies, in bytes from the operands' starts.
+  package struct Group: Sendable {
+    package var a = 0
+    package var b = 0
+    package var c = 0
+    /// Columns to skip in operands that have one element per column.
+    package var column = 0
   }
 
   private let plan: Plan
@@ -89,30 +95,45 @@ package final class TiledMultiply: Sendable {
     }
     self.kernels = kernels
     offsets = OffsetTable(plan.offsets)
-    // A block of rows keeps its part of A in the second-level cache while panels of B pass by.
+    // A block of rows keeps its part of A in the second-level cache while panels of B pass by. Among
+    // the divisions that give enough tasks to share out, the one that reads least from beyond that
+    // cache: B once for each block of rows, A once for each group of panels.
     let rows = plan.patterns.first?.count ?? 1
     let kc = plan.blocks.map { $0.k * $0.count }.max() ?? 1
-    let fitting = max(1, 384 * 1024 / max(1, rows * kc * 4))
-    // Enough tasks to share out evenly, none of them too small to be worth handing over.
-    let work = 2.0 * Double(rows) * Double(plan.n) * Double(plan.k)
-    let total = work * Double(plan.tiles.count * plan.groups)
+    let tiles = plan.tiles.count
+    let fitting = max(1, min(tiles, Self.blockBytes / max(1, rows * kc * 4)))
+    let groups = plan.groups.count
+    let total = 2.0 * Double(rows * tiles * groups) * Double(plan.n) * Double(plan.k)
     let wanted = max(1, min(8 * ThreadPool.availableProcessors(), Int(total / 1e6)))
-    var perBlock = min(fitting, max(1, plan.tiles.count))
-    let blocks = max(1, wanted / max(1, plan.groups))
-    perBlock = max(1, min(perBlock, max((plan.tiles.count + blocks - 1) / blocks, 4)))
-    tilesPerBlock = perBlock
-    blocksOfRows = (plan.tiles.count + perBlock - 1) / perBlock
-    let columnTasks = max(1, min(panels, wanted / max(1, blocksOfRows * plan.groups)))
-    panelsPerTask = (panels + columnTasks - 1) / columnTasks
+    let bytesOfA = Double(rows * tiles * plan.k)
+    let bytesOfB = Double(plan.k * plan.n)
+    var best = (cost: Double.infinity, perBlock: 1, panelsPerTask: panels)
+    var blocks = (tiles + fitting - 1) / fitting
+    while blocks <= tiles {
+      let perBlock = (tiles + blocks - 1) / blocks
+      let used = (tiles + perBlock - 1) / perBlock
+      let columnTasks = max(1, min(panels, (wanted - 1) / (used * groups) + 1))
+      let perTask = (panels + columnTasks - 1) / columnTasks
+      let missing = max(1, Double(wanted) / Double(used * columnTasks * groups))
+      let cost = (Double(used) * bytesOfB + Double(columnTasks) * bytesOfA) * missing
+      if cost < best.cost { best = (cost, perBlock, perTask) }
+      blocks = blocks < 16 ? blocks + 1 : blocks * 2
+    }
+    tilesPerBlock = best.perBlock
+    blocksOfRows = (tiles + tilesPerBlock - 1) / tilesPerBlock
+    panelsPerTask = best.panelsPerTask
     panelTasks = (panels + panelsPerTask - 1) / panelsPerTask
   }
+
+  /// How much of A a block of rows may cover.
+  private static let blockBytes = 448 * 1024
 
   /// Multiplies. `operands` holds the addresses of the epilogue's extra operands.
   package func run(
     a: UnsafeRawPointer, b: UnsafeRawPointer, c: UnsafeMutableRawPointer,
     operands: UnsafePointer<UnsafeRawPointer>?, pool: ThreadPool
   ) {
-    pool.parallelFor(plan.groups * blocksOfRows * panelTasks) { task, _ in
+    pool.parallelFor(plan.groups.count * blocksOfRows * panelTasks) { task, _ in
       let columnTask = task % panelTasks
       let block = task / panelTasks % blocksOfRows
       let group = task / panelTasks / blocksOfRows
@@ -122,7 +143,7 @@ package final class TiledMultiply: Sendable {
         let firstPanel = columnTask * panelsPerTask
         let lastTile = min(plan.tiles.count, (block + 1) * tilesPerBlock)
         compute(
-          group: group, tiles: block * tilesPerBlock..<lastTile,
+          group: plan.groups[group], tiles: block * tilesPerBlock..<lastTile,
           panels: firstPanel..<min(panels, firstPanel + panelsPerTask),
           a: Int(bitPattern: a), b: Int(bitPattern: b), c: Int(bitPattern: c), operands, arguments)
       }
@@ -130,17 +151,17 @@ package final class TiledMultiply: Sendable {
   }
 
   private func compute(
-    group: Int, tiles: Range<Int>, panels range: Range<Int>, a: Int, b: Int, c: Int,
+    group: Group, tiles: Range<Int>, panels range: Range<Int>, a: Int, b: Int, c: Int,
     _ operands: UnsafePointer<UnsafeRawPointer>?, _ arguments: UnsafeMutablePointer<Int>
   ) {
     typealias Argument = Microkernel.Argument
     let nr = plan.vectors * plan.isa.lanes
-    let a = a + group * plan.groupBytesOfA
-    let b = b + group * plan.groupBytesOfB
+    let a = a + group.a
+    let b = b + group.b
     let patterns = plan.patterns.count
     for panel in range {
       let variants = panel == panels - 1 ? kernels.count - patterns : 0
-      let column = panel * nr + group * plan.groupColumnsOfC
+      let column = panel * nr
       for (index, block) in plan.blocks.enumerated() {
         arguments[Argument.b] =
           plan.ldb.map { b + (block.start * $0 + panel * nr) * 4 }
@@ -154,7 +175,7 @@ package final class TiledMultiply: Sendable {
         plan.tiles.withUnsafeBufferPointer { table in
           for number in tiles {
             let tile = table[number]
-            let place = (tile.row * plan.ldc + column) * 4
+            let place = (tile.row * plan.ldc + column) * 4 + group.c
             arguments[Argument.a] = a + tile.offsetInA
             arguments[Argument.c] = c + place
             if let operands {
@@ -162,7 +183,7 @@ package final class TiledMultiply: Sendable {
                 let base = Int(bitPattern: operands[index])
                 switch kind {
                 case .scalar: arguments[Argument.operands + index] = base
-                case .perColumn: arguments[Argument.operands + index] = base + column * 4
+                case .perColumn: arguments[Argument.operands + index] = base + (column + group.column) * 4
                 case .full: arguments[Argument.operands + index] = base + place
                 }
               }

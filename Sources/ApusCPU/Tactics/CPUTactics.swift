@@ -24,7 +24,11 @@ enum CPUTactics {
       MatMulTactic(isa: isa, pool: pool),
       BatchedMatMulTactic(isa: isa, pool: pool),
       ConvTactic(isa: isa, pool: pool),
+      DepthwiseTactic(isa: isa, pool: pool),
+      WindowPoolTactic(isa: isa, pool: pool),
       PointwiseTactic(isa: isa, pool: pool),
+      GeneratedRowTactic(isa: isa, pool: pool),
+      TransposeTactic(isa: isa, pool: pool),
     ]
   }
 }

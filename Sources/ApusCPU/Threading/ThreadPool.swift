@@ -43,7 +43,7 @@ package final class ThreadPool: Sendable {
       return
     }
     withoutActuallyEscaping(body) { escaping in
-      withUnsafePointer(to: escaping) { pointer in state.run(taskCount, pointer) }
+      withUnsafePointer(to: TaskBody(call: escaping)) { pointer in state.run(taskCount, pointer) }
     }
     state.release()
   }
@@ -54,7 +54,10 @@ package final class ThreadPool: Sendable {
   }
 }
 
-private typealias TaskBody = (Int, Int) -> Void
+/// The closure of a job. A structure, because a function behind a generic pointer would be wrapped.
+private struct TaskBody {
+  let call: (Int, Int) -> Void
+}
 
 /// What the workers and the callers share.
 private final class PoolState: @unchecked Sendable {
@@ -114,7 +117,7 @@ private final class PoolState: @unchecked Sendable {
     while true {
       let task = nextTask.wrappingAdd(1, ordering: .relaxed).oldValue
       if task >= taskCount { return }
-      body(task, thread)
+      body.call(task, thread)
     }
   }
 

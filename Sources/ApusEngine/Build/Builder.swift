@@ -56,7 +56,9 @@ public struct Builder: Sendable {
     try pipeline.run(&graph, report: &report)
     let library = try tune(graph, types, backend, start, &report)
     let packing = Clock.seconds
-    try PackConstants(library: library).run(on: &graph, types: types)
+    if !report.tuned.isEmpty {
+      try PackConstants(library: library).run(on: &graph, types: types)
+    }
     report.phases.append((BuildPhase.packed.rawValue, Clock.seconds - packing))
     report.totalSeconds = Clock.seconds - start
     return Engine(
@@ -101,7 +103,7 @@ public struct Builder: Sendable {
       library: library, cache: cache, level: configuration.level,
       workspaceLimit: configuration.workspaceLimit,
       deadline: configuration.timeBudgetSeconds.map { begin + $0 } ?? .infinity)
-    let problems = try ProblemCollector(library: library).problems(of: graph, types: types)
+    let problems = try problems(of: graph, types, library)
     var timed = 0
     var cancelled = false
     for (index, entry) in problems.enumerated() {
@@ -118,6 +120,23 @@ public struct Builder: Sendable {
     if let path = configuration.timingCachePath { try cache.save(path) }
     report.phases.append((BuildPhase.tuned.rawValue, Clock.seconds - begin))
     return library
+  }
+
+  /// The problems at the tuned shapes. Sizes that nobody gave stand for 1, which a model may not take:
+  /// then nothing is tuned ahead, and kernels are chosen by estimate when real shapes arrive.
+  private func problems(of graph: Graph, _ types: [ValueType], _ library: KernelLibrary)
+    throws(ApusError) -> [ProblemCollector.Entry]
+  {
+    do {
+      return try ProblemCollector(library: library).problems(of: graph, types: types)
+    } catch {
+      let isGiven = !configuration.shapes.isEmpty || graph.inputs.allSatisfy {
+        graph[$0].type.tensor?.shape != nil
+      }
+      if isGiven { throw error }
+      Log.debug(1, "nothing is tuned: \(error.message)")
+      return []
+    }
   }
 
   private func reportForeign(_ cache: TimingCache, _ library: KernelLibrary) {

@@ -20,7 +20,7 @@ struct ProblemCollector {
   /// The problems of everything that can be planned before data is seen.
   func problems(of graph: Graph, types: [ValueType]) throws(ApusError) -> [Entry] {
     let concrete = try Specializer().specialize(graph, types: types)
-    let stage = try? ProgramStage(concrete, library: library)
+    let stage: ProgramStage? = try ProgramStage(concrete, library: library)
     var seen: Set<String> = []
     var entries: [Entry] = []
     for step in stage?.plan?.steps ?? [] where seen.insert(step.problem.key).inserted {

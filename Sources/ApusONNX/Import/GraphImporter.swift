@@ -46,6 +46,11 @@ final class GraphImporter {
     _ proto: ONNXGraphProto, name: String, inputTypes: [ValueType?], captures: [Capture],
     outer: ImportScope
   ) throws(ApusError) -> Graph {
+    guard proto.input.count == inputTypes.count else {
+      throw ApusError(
+        .invalidGraph,
+        "the graph '\(name)' has \(proto.input.count) inputs where \(inputTypes.count) are given")
+    }
     let inner = GraphImporter(session, name: name)
     inner.graph.isBody = true
     let path = outer.path.map { "\($0)/\(name)" } ?? name
@@ -54,7 +59,7 @@ final class GraphImporter {
       path: path)
     try inner.declareTensors(proto, in: scope)
     for (index, input) in proto.input.enumerated() {
-      try inner.declareInput(input, scope, known: index < inputTypes.count ? inputTypes[index] : nil)
+      try inner.declareInput(input, scope, known: inputTypes[index])
     }
     for capture in captures {
       let value = graph[capture.value]
@@ -199,7 +204,8 @@ final class GraphImporter {
         results = try inline(
           function, proto, inputs, attributes: attributes, label: label, scope)
       } else {
-        guard let version, let row = session.table.row(domain, proto.opType, version: version) else {
+        guard let version, let row = session.table.row(domain, proto.opType, version: version)
+        else {
           throw ApusError(.unsupportedOperator, "the operator is not supported")
         }
         let node = NodeImport(
@@ -245,7 +251,8 @@ final class GraphImporter {
   {
     guard attributes.contains(where: { !$0.refAttrName.isEmpty }) else { return attributes }
     guard let bindings = scope.attributes else {
-      throw ApusError(.invalidAttribute, "an attribute refers to a function's, outside any function")
+      throw ApusError(
+        .invalidAttribute, "an attribute refers to a function's, outside any function")
     }
     return attributes.compactMap { attribute in
       guard !attribute.refAttrName.isEmpty else { return attribute }

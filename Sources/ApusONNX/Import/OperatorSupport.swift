@@ -14,8 +14,15 @@ enum OperatorLabel {
 
 /// Finds every operator of a model that cannot be imported, before anything is imported.
 struct OperatorSupport {
+  private struct Missing {
+    var count = 0
+    var nodes: [String] = []
+    /// The first version that is known, for an operator that is known at all.
+    var since: Int?
+  }
+
   private let session: ImportSession
-  private var missing: [String: (count: Int, nodes: [String])] = [:]
+  private var missing: [String: Missing] = [:]
   private var known: Set<String> = []
 
   /// - Throws: `unsupported-operator`, one error that lists all of them with counts and nodes.
@@ -23,20 +30,11 @@ struct OperatorSupport {
     var support = OperatorSupport(session: session)
     let model = session.file.model
     let versions = ImportSession.versions(model.opsetImport)
-    try support.checkVersions(versions)
     support.visit(model.graph, versions, path: "")
     try support.report()
   }
 
   private init(session: ImportSession) { self.session = session }
-
-  private func checkVersions(_ versions: [String: Int]) throws(ApusError) {
-    guard let version = versions[""], version < 7 else { return }
-    throw ApusError(
-      .incompatible, "the model uses version \(version) of the ONNX operators; 7 is the oldest known",
-      hint: "convert it: onnx.version_converter.convert_version(model, 17)",
-      location: GraphLocation(file: session.file.path))
-  }
 
   private mutating func visit(_ graph: ONNXGraphProto, _ versions: [String: Int], path: String) {
     visit(graph.node, versions, path: path)
@@ -63,7 +61,8 @@ struct OperatorSupport {
       let domain = node.domain == "ai.onnx" ? "" : node.domain
       let version = versions[domain]
       if let version, session.table.row(domain, node.opType, version: version) != nil { continue }
-      var entry = missing[OperatorLabel.of(node, version)] ?? (0, [])
+      var entry = missing[OperatorLabel.of(node, version)] ?? Missing()
+      entry.since = session.table.firstVersion(domain, node.opType)
       entry.count += 1
       if entry.nodes.count < 3 { entry.nodes.append(label) }
       missing[OperatorLabel.of(node, version)] = entry
@@ -77,13 +76,14 @@ struct OperatorSupport {
       let nodes = entry.nodes.map { "'\($0)'" }.joined(separator: ", ")
       let more = entry.count > entry.nodes.count ? ", ..." : ""
       return "\n  \(name): \(entry.count) node\(entry.count == 1 ? "" : "s") (\(nodes)\(more))"
+        + (entry.since.map { ", known from version \($0)" } ?? "")
     }
     throw ApusError(
       .unsupportedOperator,
       "\(missing.count) operator\(missing.count == 1 ? "" : "s") in \(total) "
         + "node\(total == 1 ? " is" : "s are") not supported:" + lines.joined(),
-      hint: "'apus ops' lists what is supported; export the model with other operators, "
-        + "or with a higher operator-set version",
+      hint: "'apus ops' lists what is supported; export the model with other operators, or convert "
+        + "it: onnx.version_converter.convert_version(model, 17)",
       location: GraphLocation(file: session.file.path))
   }
 }

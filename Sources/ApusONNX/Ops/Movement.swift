@@ -44,7 +44,10 @@ extension ONNXOperatorTable {
         blockSize: try node.attributes.int("blocksize"), mode: mode == "DCR" ? .dcr : .crd)
     }
     op("SpaceToDepth", since: 1) { (node) throws(ApusError) in
-      SpaceToDepth(blockSize: try node.attributes.int("blocksize"))
+      guard try node.attributes.string("mode", "DCR") == "DCR" else {
+        throw ApusError(.notYetSupported, "SpaceToDepth in another mode than DCR")
+      }
+      return SpaceToDepth(blockSize: try node.attributes.int("blocksize"))
     }
     addSlices()
     addPadding()
@@ -67,9 +70,9 @@ extension ONNXOperatorTable {
       let axis = try node.attributes.int("axis", 0)
       let sizes = try node.attributes.optionalInts("split")
       let operand = try sizes.map { (sizes) throws(ApusError) in try node.vector(sizes) }
-      let parts = sizes == nil ? node.outputCount : nil
+      let count = sizes == nil ? node.outputCount : nil
       return try node.result(
-        Split(axis: axis, numOutputs: parts), [try node.operand(0), operand])
+        Split(axis: axis, numOutputs: count), [try node.operand(0), operand])
     }
     op("Split", since: 13) { (node) throws(ApusError) in
       Split(
@@ -77,9 +80,10 @@ extension ONNXOperatorTable {
         numOutputs: node.optional(1) == nil ? node.outputCount : nil)
     }
     op("Split", since: 18) { (node) throws(ApusError) in
-      Split(
+      let count = try node.attributes.optionalInt("num_outputs")
+      return Split(
         axis: try node.attributes.int("axis", 0),
-        numOutputs: try node.attributes.optionalInt("num_outputs"))
+        numOutputs: node.optional(1) == nil ? count ?? node.outputCount : nil)
     }
   }
 

@@ -157,7 +157,8 @@ public struct GatherND: Operator {
   public var attributes: Attributes { ["batchDims": .int(batchDims)] }
 
   private func check(_ rank: Int, _ indexRank: Int, _ depth: Int) throws(ApusError) {
-    guard batchDims >= 0, indexRank > batchDims, depth >= 0, depth <= rank, batchDims + depth <= rank
+    guard batchDims >= 0, indexRank > batchDims, depth >= 0, depth <= rank,
+      batchDims + depth <= rank
     else {
       throw ApusError(
         .typeMismatch,

@@ -63,7 +63,9 @@ public struct NumberRange: Operator, DataDependentShape, ShapeValueOperator {
     if type.isFloat {
       let start = tensors[0].doubles()[0]
       let step = tensors[2].doubles()[0]
-      return [.tensor(try Tensor((0..<count).map { start + Double($0) * step }, type, shape: [count]))]
+      return [
+        .tensor(try Tensor((0..<count).map { start + Double($0) * step }, type, shape: [count]))
+      ]
     }
     let start = tensors[0].integers()[0]
     let step = tensors[2].integers()[0]

@@ -69,7 +69,8 @@ public struct TopK: Operator, DataDependentShape {
     let at = try Axis.resolved(axis, rank: dims.count)
     let count = inputs.dims(1)?.first ?? inputs.freshDim("k")
     if let k = count.value, k < 0 || dims[at].value.map({ k > $0 }) ?? false {
-      throw ApusError(.typeMismatch, "the \(k) first elements of axis \(at) of \(type) do not exist")
+      throw ApusError(
+        .typeMismatch, "the \(k) first elements of axis \(at) of \(type) do not exist")
     }
     dims[at] = count
     return [typed(type.dataType, dims), typed(.int64, dims)]

@@ -134,7 +134,8 @@ public struct Split: MovementOperator, PermutableOperator, DataDependentShape {
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let type = try inputs.tensor(0)
     if inputs.has(1) { try inputs.requireInteger(1, "the sizes") }
-    let count = inputs.has(1) ? inputs.dims(1)?.count ?? inputs.outputCount : parts(inputs.outputCount)
+    let count =
+      inputs.has(1) ? inputs.dims(1)?.count ?? inputs.outputCount : parts(inputs.outputCount)
     guard count > 0, count <= 1 << 16 else {
       throw ApusError(.typeMismatch, "an operand cannot be split into \(count) parts")
     }

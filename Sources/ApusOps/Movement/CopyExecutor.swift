@@ -45,7 +45,8 @@ package enum CopyExecutor {
     return results
   }
 
-  private static func inside(_ sizes: [Int], _ offset: Int, _ strides: [Int], _ count: Int) -> Bool {
+  private static func inside(_ sizes: [Int], _ offset: Int, _ strides: [Int], _ count: Int) -> Bool
+  {
     guard strides.count == sizes.count else { return false }
     var low = offset
     var high = offset

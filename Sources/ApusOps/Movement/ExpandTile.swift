@@ -55,7 +55,8 @@ public struct Tile: MovementOperator, DataDependentShape {
     guard let repeats = inputs.dims(1) else {
       return [typed(type.dataType, dims.indices.map { inputs.freshDim("d\($0)") })]
     }
-    guard repeats.count == dims.count, !repeats.contains(where: { $0.value.map { $0 < 0 } ?? false })
+    guard repeats.count == dims.count,
+      !repeats.contains(where: { $0.value.map { $0 < 0 } ?? false })
     else { throw ApusError(.typeMismatch, "\(repeats) do not say how to repeat \(type)") }
     return [typed(type.dataType, zip(dims, repeats).map { $0 * $1 })]
   }

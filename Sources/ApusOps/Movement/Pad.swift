@@ -146,7 +146,8 @@ public struct Pad: MovementOperator, DataDependentShape, PermutableOperator {
     return CopyPlan(outputShapes: [result], copies: copies)
   }
 
-  private static func segments(_ size: Int, _ total: Int, _ before: Int, _ mode: Mode) -> [Segment] {
+  private static func segments(_ size: Int, _ total: Int, _ before: Int, _ mode: Mode) -> [Segment]
+  {
     func place(_ index: Int) -> Int {
       switch mode {
       case .constant, .edge: return min(max(index, 0), size - 1)

@@ -184,7 +184,9 @@ public struct Squeeze: MovementOperator, DataDependentShape, ShapeValueOperator 
       ]
     }
     guard type.shape != nil else {
-      return [typed(type.dataType, dims.contains(1) || !dims.allSatisfy { $0.value != nil } ? nil : dims)]
+      return [
+        typed(type.dataType, dims.contains(1) || !dims.allSatisfy { $0.value != nil } ? nil : dims)
+      ]
     }
     return [typed(type.dataType, dims.filter { $0 != 1 })]
   }
@@ -215,7 +217,8 @@ public struct Unsqueeze: MovementOperator, DataDependentShape, ShapeValueOperato
   public var attributes: Attributes { [:] }
   public func shapeDecidingInputs(count: Int) -> [Int] { [1] }
 
-  private func insert<Size>(_ one: Size, _ dims: [Size], _ axes: [Int]) throws(ApusError) -> [Size] {
+  private func insert<Size>(_ one: Size, _ dims: [Size], _ axes: [Int]) throws(ApusError) -> [Size]
+  {
     let rank = dims.count + axes.count
     let places = try Axis.resolved(axes, rank: rank)
     var rest = dims.makeIterator()

@@ -86,7 +86,9 @@ public struct DepthToSpace: MovementOperator {
       throw ApusError(.typeMismatch, "DepthToSpace takes [N, C, H, W], not \(type)")
     }
     let b = Dim(blockSize)
-    return [typed(type.dataType, [dims[0], dims[1].floorDivided(by: b * b), dims[2] * b, dims[3] * b])]
+    return [
+      typed(type.dataType, [dims[0], dims[1].floorDivided(by: b * b), dims[2] * b, dims[3] * b])
+    ]
   }
 
   public func copyPlan(_ inputs: [Tensor?], shapes: [[Int]?]) throws(ApusError) -> CopyPlan {

@@ -50,7 +50,9 @@ public struct LRN: ChannelsLastConvertible, CostedOperator {
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
-    guard size > 0 else { throw ApusError(.invalidAttribute, "'size' is \(size)") }
+    guard size > 0, size <= 1 << 30 else {
+      throw ApusError(.invalidAttribute, "'size' is \(size)")
+    }
     guard x.rank.map({ $0 >= 2 }) ?? true else {
       throw ApusError(.typeMismatch, "the input \(x) has no channels")
     }
@@ -58,7 +60,7 @@ public struct LRN: ChannelsLastConvertible, CostedOperator {
   }
 
   public func operations(inputs: [TensorType?], outputs: [TensorType]) -> Double {
-    (outputs.first?.shape ?? []).reduce(Double(size + 4)) { $0 * Double($1) }
+    (outputs.first?.shape ?? []).reduce(Double(size) + 4) { $0 * Double($1) }
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {

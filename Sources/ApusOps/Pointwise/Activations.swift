@@ -45,21 +45,27 @@ public struct Softsign: PlainPointwiseOperator {
 public struct Mish: PlainPointwiseOperator {
   public static let name = "Mish"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { x * .unary(.hyperbolicTangent, .unary(.softplus, x)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    x * .unary(.hyperbolicTangent, .unary(.softplus, x))
+  }
 }
 
 /// `x * max(0, min(1, x / 6 + 0.5))`.
 public struct HardSwish: PlainPointwiseOperator {
   public static let name = "HardSwish"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { x * .max(.min(x * .const(1.0 / 6) + .const(0.5), .const(1)), .const(0)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    x * .max(.min(x * .const(1.0 / 6) + .const(0.5), .const(1)), .const(0))
+  }
 }
 
 /// The element, multiplied by the slope operand when negative.
 public struct PRelu: PlainPointwiseOperator {
   public static let name = "PRelu"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { .select(.less(x, .const(0)), x * .input(1), x) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    .select(.less(x, .const(0)), x * .input(1), x)
+  }
 }
 
 /// The element, multiplied by `alpha` when negative.
@@ -108,7 +114,8 @@ public struct Selu: PointwiseOperator, PermutableOperator {
   public var alpha: Double
   public var gamma: Double
 
-  public init(alpha: Double = 1.67326319217681884765625, gamma: Double = 1.05070102214813232421875) {
+  public init(alpha: Double = 1.67326319217681884765625, gamma: Double = 1.05070102214813232421875)
+  {
     self.alpha = alpha
     self.gamma = gamma
   }

@@ -83,7 +83,8 @@ public struct Pow: PlainPointwiseOperator {
       return .binary(.power, .input(0), .input(1))
     }
     if inputs[1].isFloat && !inputs[0].isFloat {
-      return .cast(.binary(.power, .cast(.input(0), .float64), .cast(.input(1), .float64)), inputs[0])
+      return .cast(
+        .binary(.power, .cast(.input(0), .float64), .cast(.input(1), .float64)), inputs[0])
     }
     return .binary(.power, .input(0), .cast(.input(1), inputs[0]))
   }

@@ -128,14 +128,18 @@ public struct Asinh: PlainPointwiseOperator {
 public struct Acosh: PlainPointwiseOperator {
   public static let name = "Acosh"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { .unary(.inverseHyperbolicCosine, .input(0)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    .unary(.inverseHyperbolicCosine, .input(0))
+  }
 }
 
 /// The inverse hyperbolic tangent.
 public struct Atanh: PlainPointwiseOperator {
   public static let name = "Atanh"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { .unary(.inverseHyperbolicTangent, .input(0)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    .unary(.inverseHyperbolicTangent, .input(0))
+  }
 }
 
 /// The error function.

@@ -9,7 +9,9 @@ import ApusTensor
 public struct And: PlainPointwiseOperator {
   public static let name = "And"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { .binary(.logicalAnd, .input(0), .input(1)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    .binary(.logicalAnd, .input(0), .input(1))
+  }
 }
 
 /// Whether at least one is true.
@@ -23,14 +25,18 @@ public struct Or: PlainPointwiseOperator {
 public struct Xor: PlainPointwiseOperator {
   public static let name = "Xor"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { .binary(.logicalXor, .input(0), .input(1)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    .binary(.logicalXor, .input(0), .input(1))
+  }
 }
 
 /// The bits set in both.
 public struct BitwiseAnd: PlainPointwiseOperator {
   public static let name = "BitwiseAnd"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { .binary(.bitwiseAnd, .input(0), .input(1)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    .binary(.bitwiseAnd, .input(0), .input(1))
+  }
 }
 
 /// The bits set in either.
@@ -44,7 +50,9 @@ public struct BitwiseOr: PlainPointwiseOperator {
 public struct BitwiseXor: PlainPointwiseOperator {
   public static let name = "BitwiseXor"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { .binary(.bitwiseXor, .input(0), .input(1)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    .binary(.bitwiseXor, .input(0), .input(1))
+  }
 }
 
 /// Whether the first is less.
@@ -58,7 +66,9 @@ public struct Less: PlainPointwiseOperator {
 public struct LessOrEqual: PlainPointwiseOperator {
   public static let name = "LessOrEqual"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { .binary(.lessOrEqual, .input(0), .input(1)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    .binary(.lessOrEqual, .input(0), .input(1))
+  }
 }
 
 /// Whether the first is greater.
@@ -72,7 +82,9 @@ public struct Greater: PlainPointwiseOperator {
 public struct GreaterOrEqual: PlainPointwiseOperator {
   public static let name = "GreaterOrEqual"
   public init() {}
-  public func body(_ inputs: [DataType]) -> ScalarExpr { .binary(.greaterOrEqual, .input(0), .input(1)) }
+  public func body(_ inputs: [DataType]) -> ScalarExpr {
+    .binary(.greaterOrEqual, .input(0), .input(1))
+  }
 }
 
 /// The opposite truth value.

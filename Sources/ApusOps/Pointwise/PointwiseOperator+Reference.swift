@@ -10,7 +10,8 @@ extension PointwiseOperator {
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     var types: [TensorType] = []
     for index in 0..<inputs.count { types.append(try inputs.tensor(index)) }
-    let dataType = try PointwiseReference.resultType(body(types.map(\.dataType)), types.map(\.dataType))
+    let dataType = try PointwiseReference.resultType(
+      body(types.map(\.dataType)), types.map(\.dataType))
     return [typed(dataType, try PointwiseReference.dims(types))]
   }
 
@@ -40,7 +41,9 @@ extension PermutableOperator where Self: PointwiseOperator {
 /// The reference evaluation shared by all elementwise operators.
 package enum PointwiseReference {
   /// The element type of an expression's result.
-  static func resultType(_ expression: ScalarExpr, _ types: [DataType]) throws(ApusError) -> DataType {
+  static func resultType(_ expression: ScalarExpr, _ types: [DataType]) throws(ApusError)
+    -> DataType
+  {
     guard expression.inputCount <= types.count else {
       throw ApusError(
         .typeMismatch, "\(expression.inputCount) operands are needed, \(types.count) are given")

@@ -22,7 +22,7 @@ struct QuantizationLayout {
     }
     let (_, size, inner) = Axis.split(shape, at: axis)
     if blockSize > 0 {
-      let blocks = (size + blockSize - 1) / blockSize
+      let blocks = size / blockSize + (size % blockSize == 0 ? 0 : 1)
       var expected = shape
       expected[axis] = blocks
       guard scale.shape == expected else {
@@ -79,6 +79,7 @@ public struct QuantizeLinear: Operator {
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
+    _ = try inputs.tensor(1)
     let type = inputs.has(2) ? try inputs.tensor(2).dataType : outputType
     return [typed(type, x.dims)]
   }

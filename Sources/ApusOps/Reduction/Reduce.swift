@@ -136,9 +136,13 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape {
     case .logSum: return log(sum { $0 })
     case .prod: return steps.reduce(1) { $0 * x[start + $1] }
     case .max:
-      return steps.reduce(-.infinity) { $0.isNaN || x[start + $1].isNaN ? .nan : Swift.max($0, x[start + $1]) }
+      return steps.reduce(-.infinity) {
+        $0.isNaN || x[start + $1].isNaN ? .nan : Swift.max($0, x[start + $1])
+      }
     case .min:
-      return steps.reduce(.infinity) { $0.isNaN || x[start + $1].isNaN ? .nan : Swift.min($0, x[start + $1]) }
+      return steps.reduce(.infinity) {
+        $0.isNaN || x[start + $1].isNaN ? .nan : Swift.min($0, x[start + $1])
+      }
     case .logSumExp:
       let top = steps.reduce(-.infinity) { Swift.max($0, x[start + $1]) }
       if !top.isFinite { return log(sum { exp($0) }) }
@@ -155,17 +159,25 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape {
     switch function {
     case .sum: return steps.reduce(0) { $0 &+ x[start + $1] }
     case .l1:
-      return steps.reduce(0) { $0 &+ (unsigned || x[start + $1] >= 0 ? x[start + $1] : 0 &- x[start + $1]) }
+      return steps.reduce(0) {
+        $0 &+ (unsigned || x[start + $1] >= 0 ? x[start + $1] : 0 &- x[start + $1])
+      }
     case .sumSquare: return steps.reduce(0) { $0 &+ x[start + $1] &* x[start + $1] }
     case .prod: return steps.reduce(1) { $0 &* x[start + $1] }
     case .mean:
       let sum = steps.reduce(Int64(0)) { $0 &+ x[start + $1] }
-      if unsigned { return Int64(bitPattern: UInt64(bitPattern: sum) / UInt64(Swift.max(1, steps.count))) }
+      if unsigned {
+        return Int64(bitPattern: UInt64(bitPattern: sum) / UInt64(Swift.max(1, steps.count)))
+      }
       return sum / Int64(Swift.max(1, steps.count))
     case .max:
-      return steps.reduce(unsigned ? 0 : range.lowerBound) { less($0, x[start + $1]) ? x[start + $1] : $0 }
+      return steps.reduce(unsigned ? 0 : range.lowerBound) {
+        less($0, x[start + $1]) ? x[start + $1] : $0
+      }
     case .min:
-      return steps.reduce(unsigned ? -1 : range.upperBound) { less(x[start + $1], $0) ? x[start + $1] : $0 }
+      return steps.reduce(unsigned ? -1 : range.upperBound) {
+        less(x[start + $1], $0) ? x[start + $1] : $0
+      }
     case .l2, .logSum, .logSumExp: return 0
     }
   }

@@ -6,8 +6,8 @@ import ApusGraph
 import ApusKernel
 import ApusOps
 
-/// A batch of matrix products both of whose sides are computed (attention): each right side is packed
-/// into workspace, then multiplied as in `MatMulTactic`. Batches are shared out between threads.
+/// A batch of matrix products both of whose sides are computed (attention). The right sides are read
+/// where they lie, row by row; all products of the batch are one plan.
 struct BatchedMatMulTactic: Tactic {
   let name = "cpu.gemm.f32.batched"
   let source = "jit"
@@ -78,67 +78,30 @@ struct BatchedMatMulTactic: Tactic {
   {
     let anchored = AnchoredProblem(problem)
     guard let shape = shape(anchored) else { throw ApusError(.internalError, "not a product") }
+    let count = shape.batch.reduce(1, *)
+    let members = (0..<count).map { index in
+      let (a, b) = shape.offsets(index)
+      return GemmPlan.BatchMember(a: a, b: b, c: index * shape.m * shape.n)
+    }
     let plan = try GemmPlan(
-      m: shape.m, n: shape.n, k: shape.k, lda: shape.k, ldc: shape.n,
+      m: shape.m, n: shape.n, k: shape.k, lda: shape.k, ldc: shape.n, ldb: shape.n,
       tile: GemmTile(configuration), isa: isa, epilogue: anchored.epilogue,
-      operands: anchored.extras)
-    return BatchedMatMulKernel(
-      plan: plan, shape: shape, extras: anchored.extras, argumentCount: problem.inputs.count,
-      pool: pool)
+      operands: anchored.extras, batch: members)
+    return MatMulKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }
 
-struct BatchedMatMulKernel: Kernel {
-  let plan: GemmPlan
-  let shape: BatchedMatMulTactic.Shape
-  let extras: [EpilogueOperand]
-  let argumentCount: Int
-  let pool: ThreadPool
-
-  private var packedByteCount: Int {
-    (PackedMatrix.byteCount(k: shape.k, n: shape.n, nr: plan.nr) + 63) & ~63
-  }
-  private var perThread: Int { packedByteCount + (plan.workspaceByteCount + 63) & ~63 }
-  var workspaceByteCount: Int { perThread * pool.threadCount }
-
-  func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
-    throws(ApusError)
-  {
-    let count = shape.batch.reduce(1, *)
-    let a = arguments[0].pointer
-    let b = arguments[1].pointer
-    let c = arguments[argumentCount].mutablePointer
-    let workspace = arguments[argumentCount + 1].mutablePointer
-    pool.parallelFor(count) { index, thread in
-      let (aOffset, bOffset) = offsets(index)
-      let packed = workspace + thread * perThread
-      PackedMatrix.pack(
-        (b + bOffset * 4).assumingMemoryBound(to: Float.self), rowStride: shape.n, k: shape.k,
-        n: shape.n, nr: plan.nr, into: packed.assumingMemoryBound(to: Float.self))
-      let resultOffset = index * shape.m * shape.n * 4
-      withUnsafeTemporaryAllocation(of: UnsafeRawPointer.self, capacity: max(1, extras.count)) {
-        pointers in
-        for (position, kind) in extras.enumerated() {
-          let base = arguments[2 + position].pointer
-          pointers.initializeElement(at: position, to: kind == .full ? base + resultOffset : base)
-        }
-        plan.run(
-          a: a + aOffset * 4, b: packed, c: c + resultOffset,
-          operands: UnsafePointer(pointers.baseAddress!), workspace: packed + packedByteCount,
-          pool: pool)
-      }
-    }
-  }
-
-  private func offsets(_ index: Int) -> (Int, Int) {
+extension BatchedMatMulTactic.Shape {
+  /// The element offsets of the two sides of product `index`.
+  func offsets(_ index: Int) -> (a: Int, b: Int) {
     var rest = index
     var a = 0
     var b = 0
-    for axis in shape.batch.indices.reversed() {
-      let position = rest % shape.batch[axis]
-      rest /= shape.batch[axis]
-      a += position * shape.aStrides[axis]
-      b += position * shape.bStrides[axis]
+    for axis in batch.indices.reversed() {
+      let position = rest % batch[axis]
+      rest /= batch[axis]
+      a += position * aStrides[axis]
+      b += position * bStrides[axis]
     }
     return (a, b)
   }

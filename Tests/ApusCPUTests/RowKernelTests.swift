@@ -1,0 +1,112 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import Testing
+
+@testable import ApusCPU
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Darwin)
+  import Darwin
+#endif
+
+@Suite struct RowKernelTests {
+  private let pool = ThreadPool(threadCount: 2)
+  private static let widths = [1, 2, 7, 8, 9, 15, 16, 17, 33, 64, 65, 128, 200, 768]
+
+  private func rows(_ buffer: GuardedBuffer, _ columns: Int) -> [[Double]] {
+    (0..<buffer.count / columns).map { row in
+      (0..<columns).map { Double(buffer[row * columns + $0]) }
+    }
+  }
+
+  @Test(arguments: testedISAs) func softmax(isa: ISA) throws {
+    for columns in Self.widths {
+      let input = GuardedBuffer(count: 5 * columns) { Float(($0 * 37) % 101 - 50) * 0.3 }
+      let want = rows(input, columns).map { row -> [Double] in
+        let top = row.max() ?? 0
+        let powers = row.map { exp($0 - top) }
+        let sum = powers.reduce(0, +)
+        return powers.map { $0 / sum }
+      }
+      var address = UnsafeRawPointer(input.raw)
+      for logarithm in [false, true] {
+        let kernel = try RowKernel(
+          columns: columns, operands: [.rows],
+          steps: logarithm ? RowKernel.logSoftmax : RowKernel.softmax, isa: isa)
+        let output = GuardedBuffer(count: 5 * columns)
+        kernel.run(&address, result: output.raw, rows: 5, pool: pool)
+        for (index, exact) in want.joined().enumerated() {
+          let value = logarithm ? log(exact) : exact
+          #expect(abs(Double(output[index]) - value) <= 1e-6 * max(1, abs(value)), "\(columns)")
+        }
+      }
+    }
+  }
+
+  @Test(arguments: testedISAs) func layerNormalization(isa: ISA) throws {
+    for columns in Self.widths {
+      let a = GuardedBuffer.random(4 * columns)
+      let b = GuardedBuffer.random(4 * columns, seed: 2)
+      let scale = GuardedBuffer.random(columns, seed: 3)
+      let bias = GuardedBuffer.random(columns, seed: 4)
+      let kernel = try RowKernel(
+        columns: columns, operands: [.rows, .rows, .perColumn, .perColumn],
+        steps: RowKernel.layerNormalization(
+          columns: columns, epsilon: 1e-5, operandCount: 4, value: .input(0) + .input(1), scale: 2,
+          bias: 3), isa: isa)
+      var want: [Double] = []
+      for (x, y) in zip(rows(a, columns), rows(b, columns)) {
+        let sum = zip(x, y).map { $0 + $1 }
+        let mean = sum.reduce(0, +) / Double(columns)
+        let variance = sum.map { ($0 - mean) * ($0 - mean) }.reduce(0, +) / Double(columns)
+        for (index, value) in sum.enumerated() {
+          want.append(
+            (value - mean) / (variance + 1e-5).squareRoot() * Double(scale[index])
+              + Double(bias[index]))
+        }
+      }
+      // The result takes the place of the first operand.
+      let addresses = [a, b, scale, bias].map { UnsafeRawPointer($0.raw) }
+      kernel.run(addresses, result: a.raw, rows: 4, pool: pool)
+      for index in 0..<want.count { #expect(abs(Double(a[index]) - want[index]) < 1e-5) }
+    }
+  }
+
+  @Test(arguments: testedISAs) func reductions(isa: ISA) throws {
+    let cases: [(RowKernel.Reduction, ([Double]) -> Double)] = [
+      (.sum, { $0.reduce(0, +) }), (.product, { $0.reduce(1, *) }),
+      (.maximum, { $0.max() ?? 0 }), (.minimum, { $0.min() ?? 0 }),
+    ]
+    for columns in Self.widths {
+      let input = GuardedBuffer.random(3 * columns)
+      var address = UnsafeRawPointer(input.raw)
+      for (reduction, exact) in cases {
+        let steps = RowKernel.reduction(reduction, after: .input(0) * .const(2))
+        let kernel = try RowKernel(columns: columns, operands: [.rows], steps: steps, isa: isa)
+        let output = GuardedBuffer(count: 3)
+        kernel.run(&address, result: output.raw, rows: 3, pool: pool)
+        for (index, row) in rows(input, columns).enumerated() {
+          #expect(abs(Double(output[index]) - 2 * exact(row)) < 1e-4)
+        }
+      }
+    }
+    // A NaN anywhere is the largest and the smallest.
+    let input = GuardedBuffer.random(40)
+    var address = UnsafeRawPointer(input.raw)
+    for place in [0, 3, 17, 39] {
+      input.pointer[place] = .nan
+      for reduction in [RowKernel.Reduction.maximum, .minimum] {
+        let kernel = try RowKernel(
+          columns: 40, operands: [.rows], steps: RowKernel.reduction(reduction), isa: isa)
+        let output = GuardedBuffer(count: 1)
+        kernel.run(&address, result: output.raw, rows: 1, pool: pool)
+        #expect(output[0].isNaN)
+      }
+      input.pointer[place] = 0
+    }
+  }
+}

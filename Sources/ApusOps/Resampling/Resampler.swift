@@ -102,22 +102,24 @@ struct Resampler {
     let (input, output) = (Double(change.input), Double(change.output))
     // A scale that is the quotient of the sizes is used as one, so that whole places come out whole.
     let isQuotient = change.scale == output / input
+    // Without rounding, as the standard's tests have it.
+    let length = isQuotient ? output : change.scale * input
     func unscaled(_ value: Double) -> Double {
       isQuotient ? value * input / output : value / change.scale
     }
     switch op.coordinates {
     case .halfPixel: return unscaled(x + 0.5) - 0.5
     case .halfPixelSymmetric:
-      let adjustment = output / (change.scale * input)
+      let adjustment = output / length
       return input / 2 * (1 - adjustment) + unscaled(x + 0.5) - 0.5
     case .pytorchHalfPixel: return change.output > 1 ? unscaled(x + 0.5) - 0.5 : 0
-    case .alignCorners: return change.output > 1 ? x * (input - 1) / (output - 1) : 0
+    case .alignCorners: return change.output > 1 ? x * (input - 1) / (length - 1) : 0
     case .asymmetric: return unscaled(x)
     case .tfHalfPixelForNN: return unscaled(x + 0.5)
     case .tfCropAndResize:
       if change.output > 1 {
         return change.start * (input - 1)
-          + x * (change.end - change.start) * (input - 1) / (output - 1)
+          + x * (change.end - change.start) * (input - 1) / (length - 1)
       }
       return 0.5 * (change.start + change.end) * (input - 1)
     }

@@ -54,15 +54,14 @@ public struct LpPool: ChannelsLastConvertible, CostedOperator {
     let values = x.doubles()
     let count = try Tensor.checkedCount(inferred[0].tensor?.shape ?? [])
     var norms = [Double](repeating: 0, count: count)
-    let shape = try pool.forEachWindow(x.shape) { output, places, _ in
-      switch p {
-      case 1: norms[output] = places.reduce(0.0) { $0 + abs(values[$1]) }
-      case 2:
-        norms[output] = places.reduce(0.0) { $0 + values[$1] * values[$1] }.squareRoot()
-      default:
-        let sum = places.reduce(0.0) { $0 + RealMath.power(abs(values[$1]), Double(p)) }
-        norms[output] = RealMath.power(sum, 1 / Double(p))
+    let shape = try pool.forEachWindow(x.shape) { output, covered in
+      var sum = 0.0
+      for index in 0..<covered.count {
+        let value = abs(values[covered[index]])
+        sum += p == 1 ? value : (p == 2 ? value * value : RealMath.power(value, Double(p)))
       }
+      norms[output] =
+        p == 1 ? sum : (p == 2 ? sum.squareRoot() : RealMath.power(sum, 1 / Double(p)))
     }
     return [.tensor(try Tensor(norms, x.dataType, shape: shape))]
   }

@@ -182,7 +182,7 @@ public struct Resize: DataDependentShape, TolerantOperator {
     for axis in axes { result[axis] = inputs.freshDim("size\(axis)") }
     func given(_ index: Int) throws(ApusError) -> Bool {
       guard inputs.has(index) else { return false }
-      return try inputs.tensor(index).shape != [0]
+      return try inputs.tensor(index).shape?.contains(0) != true
     }
     let scales = try given(2) ? inputs.constant(2)?.doubles() : nil
     let sizes = try given(3) ? inputs.ints(3) : nil

@@ -107,6 +107,7 @@ public struct ConvTranspose: AnchorOperator, CostedOperator, TolerantOperator {
     guard x.dataType == w.dataType, x.dataType.isFloat else {
       throw ApusError(.typeMismatch, "input is \(x.dataType) but weights are \(w.dataType)")
     }
+    try inputs.requireNumbers(ifGiven: 2)
     guard let xDims = x.dims, let wDims = w.dims else { return [typed(x.dataType, nil)] }
     guard xDims.count == wDims.count, xDims.count >= 3, xDims.count <= 5 else {
       throw ApusError(

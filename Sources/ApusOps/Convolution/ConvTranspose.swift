@@ -155,14 +155,15 @@ public struct ConvTranspose: AnchorOperator, CostedOperator, TolerantOperator {
       throw ApusError(.typeMismatch, "no transposed convolution of \(x.type) with \(w.type)")
     }
     let count = try Tensor.checkedCount(shape)
+    guard count > 0 else { return [.tensor(try Tensor(x.dataType, shape: shape))] }
     let resolved = try window(input: Array(x.shape[2...]), kernel: Array(w.shape[2...]))
     let scatter = TransposedScatter(x: x, w: w, window: resolved, group: group, shape: shape)
     let channels = shape[1]
-    let positions = shape[2...].reduce(1, *)
+    let positions = shape[2...].reduce(1, &*)
     // Sums are collected channels last, where the inner loop is contiguous.
     let sums = try scatter.sums(count: count)
     var result = [Double](repeating: 0, count: count)
-    for n in 0..<shape[0] where count > 0 {
+    for n in 0..<shape[0] {
       for c in 0..<channels {
         let offset = bias?[c] ?? 0
         for s in 0..<positions {
@@ -199,8 +200,8 @@ private struct TransposedScatter {
     let dilations = padded(window.dilations, 1)
     let begin = padded(window.begin, 0)
     let output = padded(window.output, 1)
-    let taps = kernel.reduce(1, *)
-    let positions = input.reduce(1, *)
+    let taps = kernel.reduce(1, &*)
+    let positions = input.reduce(1, &*)
     // [C, tap, OC/g]
     let given = w.doubles()
     var weights = given

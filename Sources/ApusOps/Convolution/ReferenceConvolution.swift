@@ -66,7 +66,7 @@ struct ReferenceConvolution {
     let values = tensor.doubles()
     guard !already, tensor.count > 0 else { return values }
     let channels = tensor.shape[1]
-    let spatial = tensor.shape[2...].reduce(1, *)
+    let spatial = tensor.shape[2...].reduce(1, &*)
     var result = values
     for n in 0..<tensor.shape[0] {
       for c in 0..<channels {
@@ -145,9 +145,10 @@ struct ReferenceConvolution {
   /// The whole result.
   func evaluate() throws(ApusError) -> Tensor {
     let spatial = window.output
-    let count = batch * spatial.reduce(1, *) * outChannels
+    let count = try Tensor.checkedCount(outputShape)
+    guard count > 0 else { return try Tensor(type, shape: outputShape) }
     var result = [Double](repeating: 0, count: count)
-    let positions = spatial.reduce(1, *)
+    let positions = spatial.reduce(1, &*)
     x.withUnsafeBufferPointer { x in
       w.withUnsafeBufferPointer { w in
         guard count > 0, let x = x.baseAddress, let w = w.baseAddress else { return }
@@ -175,8 +176,8 @@ struct ReferenceConvolution {
 
   /// Single elements by their row-major positions.
   func samples(at indices: [Int]) throws(ApusError) -> [Double] {
-    let positions = window.output.reduce(1, *)
-    let count = batch * positions * outChannels
+    let positions = window.output.reduce(1, &*)
+    let count = try Tensor.checkedCount(outputShape)
     guard indices.allSatisfy({ $0 >= 0 && $0 < count }) else {
       throw ApusError(.invalidArgument, "a sampled position is outside the result")
     }

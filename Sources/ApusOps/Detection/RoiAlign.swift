@@ -123,6 +123,7 @@ public struct RoiAlign: Operator {
     let values = x.doubles()
     let (channels, height, width) = (x.shape[1], x.shape[2], x.shape[3])
     var result = [Double](repeating: 0, count: try Tensor.checkedCount(shape))
+    if result.isEmpty { return [.tensor(try Tensor(x.dataType, shape: shape))] }
     guard height > 0, width > 0 else {
       throw ApusError(.typeMismatch, "the input \(x.type) has no elements to sample")
     }

@@ -209,7 +209,7 @@ private struct EinsumLoop<Number> {
   ) -> [Number] {
     var result = [Number](repeating: zero, count: resultCount)
     if sizes.contains(0) || resultCount == 0 { return result }
-    let inner = sizes[resultRank...].reduce(1, *)
+    let inner = sizes[resultRank...].reduce(1, &*)
     let last = sizes.count - 1
     var place = [Int](repeating: 0, count: sizes.count)
     var offsets = [Int](repeating: 0, count: values.count)

@@ -135,7 +135,7 @@ struct ReferenceProduct {
   private func product<Number>(
     _ a: [Number], _ b: [Number], zero: Number, _ add: (Number, Number, Number) -> Number
   ) throws(ApusError) -> [Number] {
-    let count = batch.reduce(1, *)
+    let count = batch.reduce(1, &*)
     var result = [Number](repeating: zero, count: try Tensor.checkedCount([count, m, n]))
     a.withUnsafeBufferPointer { a in
       b.withUnsafeBufferPointer { b in
@@ -163,7 +163,7 @@ struct ReferenceProduct {
   func samples(at indices: [Int]) throws(ApusError) -> [Double] {
     let a = self.a.doubles()
     let b = self.b.doubles()
-    let count = batch.reduce(1, *) * m * n
+    let count = batch.reduce(1, &*) * m * n
     guard indices.allSatisfy({ $0 >= 0 && $0 < count }) else {
       throw ApusError(.invalidArgument, "a sampled position is outside the result")
     }

@@ -60,7 +60,7 @@ public struct BatchNormalization: Operator {
     let (scale, bias) = (parameters[0].doubles(), parameters[1].doubles())
     var (mean, variance) = (parameters[2].doubles(), parameters[3].doubles())
     let channels = x.rank > 1 ? x.shape[1] : 1
-    let inner = x.rank > 2 ? x.shape[2...].reduce(1, *) : 1
+    let inner = x.rank > 2 ? x.shape[2...].reduce(1, &*) : 1
     let batch = x.rank > 0 ? x.shape[0] : 1
     guard scale.count == channels, bias.count == channels, mean.count == channels,
       variance.count == channels
@@ -95,7 +95,7 @@ public struct BatchNormalization: Operator {
   {
     var mean = [Double](repeating: 0, count: channels)
     var variance = mean
-    let count = Double(max(1, batch * inner))
+    let count = Double(max(1, batch &* inner))
     for c in 0..<channels {
       var sum = 0.0
       var squares = 0.0

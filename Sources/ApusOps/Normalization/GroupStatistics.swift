@@ -52,7 +52,7 @@ public struct RMSNormalization: CostedOperator {
       throw ApusError(.typeMismatch, "a scale \(scale.type) for the input \(x.type)")
     }
     let axis = try Axis.resolved(axis, rank: x.rank)
-    let width = x.shape[axis...].reduce(1, *)
+    let width = x.shape[axis...].reduce(1, &*)
     let factors = Broadcasting.expand(scale.doubles(), scale.shape, to: x.shape)
     var values = x.doubles()
     for row in 0..<(width == 0 ? 0 : values.count / width) {
@@ -102,8 +102,8 @@ enum GroupStatistics {
     let bias = try inputs.required(2).doubles()
     var values = x.doubles()
     let channels = x.shape[1]
-    let inner = x.shape[2...].reduce(1, *)
-    let perGroup = channels / (groups ?? max(1, channels)) * inner
+    let inner = x.shape[2...].reduce(1, &*)
+    let perGroup = channels / (groups ?? max(1, channels)) &* inner
     for start in stride(from: 0, to: values.count, by: max(1, perGroup)) {
       let range = start..<(start + perGroup)
       let mean = values[range].reduce(0, +) / Double(perGroup)

@@ -45,8 +45,8 @@ public struct LayerNormalization: CostedOperator {
     _ = try infer(InferenceInputs(types: inputs.map { $0?.type }))
     let x = try inputs.required(0)
     let axis = try Axis.resolved(axis, rank: x.rank)
-    let rows = x.shape[..<axis].reduce(1, *)
-    let width = x.shape[axis...].reduce(1, *)
+    let rows = x.shape[..<axis].reduce(1, &*)
+    let width = x.shape[axis...].reduce(1, &*)
     let scale = try Self.parameter(try inputs.required(1), x.shape, axis)
     let bias = try inputs.optional(2).map { (t: Tensor) throws(ApusError) in
       try Self.parameter(t, x.shape, axis)
@@ -78,7 +78,7 @@ public struct LayerNormalization: CostedOperator {
     -> [Double]
   {
     let normalised = Array(shape[axis...])
-    let width = normalised.reduce(1, *)
+    let width = normalised.reduce(1, &*)
     let values = tensor.doubles()
     if values.count == width { return values }
     if values.count == 1 { return Array(repeating: values[0], count: width) }

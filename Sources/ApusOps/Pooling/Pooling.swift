@@ -51,7 +51,10 @@ public struct PoolAttributes: Sendable, Hashable {
 
   /// The window over an input of these spatial sizes.
   public func window(input: [Int]) throws(ApusError) -> Window {
-    try Window(
+    guard try Tensor.checkedCount(kernel) <= 1 << 28 else {
+      throw ApusError(.resourceLimit, "a window of \(kernel) elements")
+    }
+    return try Window(
       input: input, kernel: kernel, strides: strides, dilations: dilations, pads: pads,
       autoPad: autoPad, ceilMode: ceilMode)
   }
@@ -98,8 +101,8 @@ public struct PoolAttributes: Sendable, Hashable {
     let channels = shape[layout.channelAxis]
     let output = layout.shape(shape[0], channels, window.output)
     guard try Tensor.checkedCount(output) > 0 else { return output }
-    let positions = window.output.reduce(1, *)
-    let inputPositions = input.reduce(1, *)
+    let positions = window.output.reduce(1, &*)
+    let inputPositions = input.reduce(1, &*)
     for position in 0..<positions {
       let places = Self.places(position, input, window)
       for image in 0..<shape[0] {
@@ -131,7 +134,7 @@ public struct PoolAttributes: Sendable, Hashable {
     }
     var inside: [Int] = []
     var padded = 0
-    for element in 0..<window.kernel.reduce(1, *) {
+    for element in 0..<window.kernel.reduce(1, &*) {
       var rest = element
       var index = 0
       var scale = 1
@@ -225,7 +228,7 @@ public struct MaxPool: ChannelsLastConvertible, CostedOperator {
   private func position(_ index: Int, _ shape: [Int]) -> Int {
     guard columnMajorIndices, !pool.channelsLast else { return index }
     let spatial = Array(shape[2...])
-    let size = spatial.reduce(1, *)
+    let size = spatial.reduce(1, &*)
     var rest = index % size
     var result = 0
     var coordinates: [Int] = []

@@ -69,14 +69,15 @@ public struct GridSample: TolerantOperator {
       throw ApusError(.typeMismatch, "the operands do not fit")
     }
     var result = [Double](repeating: 0, count: try Tensor.checkedCount(shape))
+    if result.isEmpty { return [.tensor(try Tensor(x.dataType, shape: shape))] }
     let sizes = Array(x.shape[2...])
-    let inner = sizes.reduce(1, *)
-    guard inner > 0 || result.isEmpty else {
+    let inner = sizes.reduce(1, &*)
+    guard inner > 0 else {
       throw ApusError(.typeMismatch, "the input \(x.type) has no elements to sample")
     }
     let rank = sizes.count
     let (batch, channels) = (x.shape[0], x.shape[1])
-    let places = shape[2...].reduce(1, *)
+    let places = shape[2...].reduce(1, &*)
     let values = x.doubles()
     for n in 0..<batch {
       for place in 0..<places {

@@ -126,6 +126,9 @@ public struct SplitToSequence: Operator {
   }
 
   private func lengths(_ size: Int, _ split: Tensor?) throws(ApusError) -> [Int] {
+    guard size <= 1 << 24 else {
+      throw ApusError(.resourceLimit, "an axis of \(size) elements is too long to split")
+    }
     guard let split else { return Array(repeating: 1, count: size) }
     guard split.dataType.isInteger, split.rank <= 1 else {
       throw ApusError(.typeMismatch, "lengths must be integers, they are \(split.type)")

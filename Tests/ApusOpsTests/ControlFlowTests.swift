@@ -53,7 +53,9 @@ private func binary(_ op: any Operator, _ type: ValueType = scalar) throws -> Gr
     #expect(open[0].floats() == [6] && open[1].floats() == [2, 4, 6])
     let limited = try run(op, [i([2], []), nil, start] + captured, outputs: 2)
     #expect(limited[0].floats() == [4] && limited[1].shape == [2])
-    for operands in [[try i([0], []), nil], [nil, try i([0], [], .bool)], [try i([-3], []), nil]] {
+    for operands in [
+      [try i([0], []), nil], [nil, try i([0], [], .bool)], [try i([-3], []), nil],
+    ] {
       let none = try run(op, operands + [start] + captured, outputs: 2)
       #expect(none[0].floats() == [0] && none[1].shape == [0])
     }
@@ -115,7 +117,8 @@ private func binary(_ op: any Operator, _ type: ValueType = scalar) throws -> Gr
     #expect(short[0].doubles()[1] == 0 && abs(short[1].doubles()[0] - 0.761594) < 1e-6)
     let leaky = RecurrentAttributes(
       hiddenSize: 1, activations: ["LeakyRelu"], activationAlpha: [0.5])
-    let negative = try run(RNN(leaky), [f([-4], [1, 1, 1]), f([1], [1, 1, 1]), f([1], [1, 1, 1])])[0]
+    let negative = try run(
+      RNN(leaky), [f([-4], [1, 1, 1]), f([1], [1, 1, 1]), f([1], [1, 1, 1])])[0]
     #expect(negative.floats() == [-2])
     // Parameters go to the functions that take some: none to the sigmoid.
     let mixed = RecurrentAttributes(
@@ -123,9 +126,18 @@ private func binary(_ op: any Operator, _ type: ValueType = scalar) throws -> Gr
     let gated = try run(
       GRU(mixed), [f([-4], [1, 1, 1]), f([0, 0, 1], [1, 3, 1]), f(three, [1, 3, 1])])[0]
     #expect(gated.floats() == [-1])
-    #expect(refuses(RNN(RecurrentAttributes(hiddenSize: 1, layout: 2)), [x, try f([1], [1, 1, 1]), try f([1], [1, 1, 1])]))
-    #expect(refuses(RNN(RecurrentAttributes(hiddenSize: 1, activations: ["Nope"])), [x, try f([1], [1, 1, 1]), try f([1], [1, 1, 1])]))
+    #expect(
+      refuses(
+        RNN(RecurrentAttributes(hiddenSize: 1, layout: 2)),
+        [x, try f([1], [1, 1, 1]), try f([1], [1, 1, 1])]))
+    #expect(
+      refuses(
+        RNN(RecurrentAttributes(hiddenSize: 1, activations: ["Nope"])),
+        [x, try f([1], [1, 1, 1]), try f([1], [1, 1, 1])]))
     #expect(refuses(RNN(attributes), [x, try f([1, 1], [1, 2, 1]), try f([1], [1, 1, 1])]))
-    #expect(refuses(RNN(attributes), [x, try f([1], [1, 1, 1]), try f([1], [1, 1, 1]), nil, try i([3], [1], .int32)]))
+    #expect(
+      refuses(
+        RNN(attributes),
+        [x, try f([1], [1, 1, 1]), try f([1], [1, 1, 1]), nil, try i([3], [1], .int32)]))
   }
 }

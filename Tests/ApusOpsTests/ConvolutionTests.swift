@@ -33,7 +33,12 @@ import Testing
     let result = try run(Conv(group: 2, channelsLast: true), [last, lastWeights])[0]
     #expect(result.shape == [1, 2, 2] && result.floats() == [3, 90, 5, 110])
     #expect(Conv().weightPermutations(rank: 4) == [1: [2, 3, 1, 0]])
-    let cube = try run(Conv(), [f(Array(repeating: 1, count: 8), [1, 1, 2, 2, 2]), f(Array(repeating: 2, count: 8), [1, 1, 2, 2, 2])])[0]
+    let cube = try run(
+      Conv(),
+      [
+        f(Array(repeating: 1, count: 8), [1, 1, 2, 2, 2]),
+        f(Array(repeating: 2, count: 8), [1, 1, 2, 2, 2]),
+      ])[0]
     #expect(cube.shape == [1, 1, 1, 1, 1] && cube.floats() == [16])
     let op = Conv(pads: [1, 1], group: 2)
     let samples = try op.evaluateSamples([x.tensor, w.tensor], at: [0, 1, 5])
@@ -63,9 +68,17 @@ import Testing
     #expect(try run(ConvTranspose(strides: [2]), [x, w])[0].floats() == [1, 10, 102, 20, 200])
     #expect(try run(ConvTranspose(strides: [2], outputPadding: [1]), [x, w])[0].count == 6)
     #expect(try run(ConvTranspose(pads: [1, 1]), [x, w])[0].floats() == [12, 120])
-    #expect(try run(ConvTranspose(strides: [2], outputShape: [4]), [x, w])[0].floats() == [10, 102, 20, 200])
-    #expect(try run(ConvTranspose(strides: [2], autoPad: .sameUpper), [x, w])[0].floats() == [1, 10, 102, 20])
-    let grouped = try run(ConvTranspose(group: 2), [f([1, 2], [1, 2, 1]), f([3, 4, 5, 6], [2, 2, 1]), f([0, 0, 1, 1], [4])])[0]
+    #expect(
+      try run(ConvTranspose(strides: [2], outputShape: [4]), [x, w])[0].floats() == [
+        10, 102, 20, 200,
+      ])
+    #expect(
+      try run(ConvTranspose(strides: [2], autoPad: .sameUpper), [x, w])[0].floats() == [
+        1, 10, 102, 20,
+      ])
+    let grouped = try run(
+      ConvTranspose(group: 2),
+      [f([1, 2], [1, 2, 1]), f([3, 4, 5, 6], [2, 2, 1]), f([0, 0, 1, 1], [4])])[0]
     #expect(grouped.shape == [1, 4, 1] && grouped.floats() == [3, 4, 11, 13])
     #expect(refuses(ConvTranspose(group: 3), [x, w]))
     #expect(refuses(ConvTranspose(outputPadding: [-1]), [x, w]))
@@ -83,14 +96,19 @@ import Testing
     #expect(try run(AveragePool(pool), [x])[0].floats() == [3, 4, 6, 7])
     let around = PoolAttributes(kernel: [2, 2], strides: [2, 2], pads: [1, 1, 0, 0])
     #expect(try run(AveragePool(around), [x])[0].floats() == [1, 2.5, 5.5, 7])
-    #expect(try run(AveragePool(around, countIncludePad: true), [x])[0].floats() == [0.25, 1.25, 2.75, 7])
+    #expect(
+      try run(AveragePool(around, countIncludePad: true), [x])[0].floats() == [0.25, 1.25, 2.75, 7])
     let open = PoolAttributes(kernel: [2, 2], strides: [2, 2], ceilMode: true)
     #expect(try run(MaxPool(open), [x], outputs: 2)[0].floats() == [5, 6, 8, 9])
     #expect(try run(AveragePool(open), [x])[0].floats() == [3, 4.5, 7.5, 9])
     let line = PoolAttributes(kernel: [2], channelsLast: true)
-    #expect(try run(MaxPool(line), [f([1, 5, 3, 2, 0, 9], [1, 3, 2])])[0].floats() == [3, 5, 3, 9])
-    #expect(try run(LpPool(PoolAttributes(kernel: [2])), [f([3, 4, 0], [1, 1, 3])])[0].floats() == [5, 4])
-    #expect(try run(LpPool(PoolAttributes(kernel: [2]), p: 1), [f([3, -4, 0], [1, 1, 3])])[0].floats() == [7, 4])
+    #expect(
+      try run(MaxPool(line), [f([1, 5, 3, 2, 0, 9], [1, 3, 2])])[0].floats() == [3, 5, 3, 9])
+    #expect(
+      try run(LpPool(PoolAttributes(kernel: [2])), [f([3, 4, 0], [1, 1, 3])])[0].floats() == [5, 4])
+    #expect(
+      try run(LpPool(PoolAttributes(kernel: [2]), p: 1), [f([3, -4, 0], [1, 1, 3])])[0].floats()
+        == [7, 4])
     #expect(refuses(LpPool(pool, p: 0), [x]))
     #expect(refuses(MaxPool(PoolAttributes(kernel: [2])), [x]))
     #expect(refuses(MaxPool(PoolAttributes(kernel: [0, 2])), [x]))
@@ -106,7 +124,9 @@ import Testing
     #expect(try run(MatMul(), [f([1, 2], [2]), f([3, 4], [2])])[0].shape == [])
     let batch = try run(MatMul(), [f([1, 2, 3, 4], [2, 1, 2]), f([1, 1, 2, 2], [1, 2, 2])])[0]
     #expect(batch.shape == [2, 1, 2] && batch.floats() == [5, 5, 11, 11])
-    #expect(try run(MatMul(), [f([], [2, 0]), f([], [0, 3])])[0].floats() == Array(repeating: 0, count: 6))
+    #expect(
+      try run(MatMul(), [f([], [2, 0]), f([], [0, 3])])[0].floats() == Array(repeating: 0, count: 6)
+    )
     #expect(refuses(MatMul(), [a, try f([1, 2, 3], [3])]))
     #expect(refuses(MatMul(), [a, try f([1], [])]))
     #expect(try run(Det(), [f([1, 2, 3, 4, 2, 0, 0, 2], [2, 2, 2])])[0].floats() == [-2, 4])
@@ -121,9 +141,14 @@ import Testing
     #expect(try run(Einsum(equation: "ij->ji"), [a])[0].floats() == [1, 4, 2, 5, 3, 6])
     #expect(try run(Einsum(equation: "ij->"), [a])[0].floats() == [21])
     #expect(try run(Einsum(equation: "ii->i"), [f([1, 2, 3, 4], [2, 2])])[0].floats() == [1, 4])
-    #expect(try run(Einsum(equation: "...i,...i->..."), [a, f([1, 1, 1], [3])])[0].floats() == [6, 15])
-    #expect(try run(Einsum(equation: "i,j->ij"), [i([1, 2], [2]), i([3, 4], [2])])[0].integers() == [3, 4, 6, 8])
-    for equation in ["ij->k", "ij->ii", "i", "ij,jk->ik", "i.j->ij", "ij-", "i1->i", ".....->", ""] {
+    #expect(
+      try run(Einsum(equation: "...i,...i->..."), [a, f([1, 1, 1], [3])])[0].floats() == [6, 15])
+    #expect(
+      try run(Einsum(equation: "i,j->ij"), [i([1, 2], [2]), i([3, 4], [2])])[0].integers() == [
+        3, 4, 6, 8,
+      ])
+    for equation in ["ij->k", "ij->ii", "i", "ij,jk->ik", "i.j->ij", "ij-", "i1->i", ".....->", ""]
+    {
       #expect(refuses(Einsum(equation: equation), [a]))
     }
     #expect(refuses(Einsum(equation: "ij,jk->ik"), [a, a]))

@@ -32,11 +32,14 @@ private func close(_ tensor: Tensor, _ wanted: [Double]) -> Bool {
     let results = try run(
       LayerNormalization(epsilon: 0), [x, f([1, 2], [2]), f([0, 1], [2])], outputs: 3)
     #expect(close(results[0], [-1, 3, -1, 3]))
-    #expect(results[1].shape == [2, 1] && close(results[1], [2, 4]) && close(results[2], [1, 0.5]))
+    #expect(
+      results[1].shape == [2, 1] && close(results[1], [2, 4]) && close(results[2], [1, 0.5]))
     #expect(refuses(LayerNormalization(axis: 2), [x, try f([1, 2], [2])]))
     #expect(refuses(LayerNormalization(), [x, try f([1, 2, 3], [3])]))
-    #expect(close(try run(RMSNormalization(epsilon: 0), [f([3, 4, 0, 5], [2, 2]), f([1, 2], [2])])[0],
-      [0.848528, 2.262742, 0, 2.828427]))
+    #expect(
+      close(
+        try run(RMSNormalization(epsilon: 0), [f([3, 4, 0, 5], [2, 2]), f([1, 2], [2])])[0],
+        [0.848528, 2.262742, 0, 2.828427]))
     #expect(refuses(RMSNormalization(), [x, try f([1, 2, 3], [3])]))
   }
 
@@ -44,16 +47,19 @@ private func close(_ tensor: Tensor, _ wanted: [Double]) -> Bool {
     let x = try f([1, 3, 2, 6], [1, 2, 2])
     let scale = try f([1, 2], [2])
     let bias = try f([0, 1], [2])
-    #expect(close(try run(InstanceNormalization(epsilon: 0), [x, scale, bias])[0], [-1, 1, -1, 3]))
-    #expect(close(
-      try run(GroupNormalization(groups: 2, epsilon: 0), [x, scale, bias])[0], [-1, 1, -1, 3]))
+    #expect(
+      close(try run(InstanceNormalization(epsilon: 0), [x, scale, bias])[0], [-1, 1, -1, 3]))
+    #expect(
+      close(
+        try run(GroupNormalization(groups: 2, epsilon: 0), [x, scale, bias])[0], [-1, 1, -1, 3]))
     let whole = try run(GroupNormalization(groups: 1, epsilon: 0), [x, scale, bias])[0]
     #expect(close(whole, [-1.069045, 0, -0.069045, 4.207135]))
     #expect(refuses(GroupNormalization(groups: 3), [x, scale, bias]))
     #expect(refuses(GroupNormalization(groups: 0), [x, scale, bias]))
     #expect(refuses(InstanceNormalization(), [x, try f([1], [1]), bias]))
     #expect(refuses(InstanceNormalization(), [try f([1], [1]), scale, bias]))
-    #expect(try run(InstanceNormalization(), [f([], [0, 2, 3]), scale, bias])[0].shape == [0, 2, 3])
+    #expect(
+      try run(InstanceNormalization(), [f([], [0, 2, 3]), scale, bias])[0].shape == [0, 2, 3])
   }
 
   @Test func linesAndNeighbours() throws {
@@ -61,17 +67,23 @@ private func close(_ tensor: Tensor, _ wanted: [Double]) -> Bool {
     #expect(close(try run(LpNormalization(), [x])[0], [0.6, 0.8, 0, 0]))
     #expect(close(try run(LpNormalization(axis: 0, p: 1), [x])[0], [1, 1, 0, 0]))
     #expect(refuses(LpNormalization(p: 3), [x]))
-    #expect(close(try run(MeanVarianceNormalization(axes: [1]), [f([1, 3, 5, 5], [2, 2])])[0], [-1, 1, 0, 0]))
+    #expect(
+      close(
+        try run(MeanVarianceNormalization(axes: [1]), [f([1, 3, 5, 5], [2, 2])])[0], [-1, 1, 0, 0]))
     #expect(refuses(MeanVarianceNormalization(), [x]))
-    #expect(close(try run(LRN(size: 3, alpha: 3, beta: 1), [f([1, 2, 3], [1, 3])])[0],
-      [1.0 / 6, 2.0 / 15, 3.0 / 14]))
+    #expect(
+      close(
+        try run(LRN(size: 3, alpha: 3, beta: 1), [f([1, 2, 3], [1, 3])])[0],
+        [1.0 / 6, 2.0 / 15, 3.0 / 14]))
     #expect(refuses(LRN(size: 0), [x]))
   }
 
   @Test func softmaxes() throws {
     let x = try f([0, 0, 1000, 1000], [2, 2])
     #expect(try run(Softmax(), [x])[0].floats() == [0.5, 0.5, 0.5, 0.5])
-    #expect(close(try run(Softmax(axis: 0), [f([0, 1, 0, 3], [2, 2])])[0], [0.5, 0.119203, 0.5, 0.880797]))
+    #expect(
+      close(
+        try run(Softmax(axis: 0), [f([0, 1, 0, 3], [2, 2])])[0], [0.5, 0.119203, 0.5, 0.880797]))
     #expect(close(try run(LogSoftmax(), [x])[0], Array(repeating: -0.693147, count: 4)))
     #expect(try run(Hardmax(), [x])[0].floats() == [1, 0, 1, 0])
     #expect(refuses(Softmax(axis: 2), [x]))
@@ -93,14 +105,17 @@ private func close(_ tensor: Tensor, _ wanted: [Double]) -> Bool {
       QuantizeLinear(axis: 0), [f([2, 2, 2, 2], [2, 2]), f([1, 2], [2])])[0]
     #expect(perAxis.integers() == [2, 2, 1, 1])
     let blocks = try run(
-      DequantizeLinear(axis: 1, blockSize: 2), [i([1, 2, 3], [1, 3], .int8), f([10, 100], [1, 2])])[0]
+      DequantizeLinear(axis: 1, blockSize: 2),
+      [i([1, 2, 3], [1, 3], .int8), f([10, 100], [1, 2])])[0]
     #expect(blocks.floats() == [10, 20, 300])
-    let back = try run(DequantizeLinear(), [i([1, 3], [2], .uint8), f([0.5], []), i([2], [], .uint8)])[0]
+    let back = try run(
+      DequantizeLinear(), [i([1, 3], [2], .uint8), f([0.5], []), i([2], [], .uint8)])[0]
     #expect(back.floats() == [-0.5, 0.5])
     #expect(refuses(QuantizeLinear(axis: 0), [x, try f([1, 2], [2])]))
     #expect(refuses(QuantizeLinear(axis: 0, blockSize: .max), [x, try f([1, 2], [2])]))
     #expect(refuses(DequantizeLinear(), [x, try i([1], [])]))
-    let dynamic = try run(DynamicQuantizeLinear(), [f([0, 2, -3, -2.5, 1.34, 0.5], [6])], outputs: 3)
+    let dynamic = try run(
+      DynamicQuantizeLinear(), [f([0, 2, -3, -2.5, 1.34, 0.5], [6])], outputs: 3)
     #expect(dynamic[0].integers() == [153, 255, 0, 26, 221, 179] && dynamic[2].integers() == [153])
   }
 
@@ -111,16 +126,20 @@ private func close(_ tensor: Tensor, _ wanted: [Double]) -> Bool {
     #expect(product.integers() == [-38, -83, -44, -98, -50, -113, -56, -128])
     let image = try i([2, 3, 4, 5, 6, 7, 8, 9, 10], [1, 1, 3, 3], .uint8)
     let kernel = try i([1, 1, 1, 1], [1, 1, 2, 2], .uint8)
-    #expect(try run(ConvInteger(), [image, kernel, i([1], [], .uint8)])[0].integers() == [12, 16, 24, 28])
+    #expect(
+      try run(ConvInteger(), [image, kernel, i([1], [], .uint8)])[0].integers() == [12, 16, 24, 28])
     let half = try f([0.5], [])
     let zero = try i([1], [], .uint8)
-    let quantised = try run(QLinearConv(), [image, half, zero, kernel, half, i([0], [], .uint8), half, zero, i([2], [1], .int32)])[0]
+    let quantised = try run(
+      QLinearConv(),
+      [image, half, zero, kernel, half, i([0], [], .uint8), half, zero, i([2], [1], .int32)])[0]
     // (12 + 2) * 0.25 / 0.5 + 1
     #expect(quantised.integers() == [8, 10, 14, 16])
     let row = try i([3, 5], [1, 2], .int8)
     let column = try i([2, 4], [2, 1], .int8)
     let none = try i([0], [], .int8)
-    let linear = try run(QLinearMatMul(), [row, half, none, column, half, none, f([0.25], []), none])[0]
+    let linear = try run(
+      QLinearMatMul(), [row, half, none, column, half, none, f([0.25], []), none])[0]
     #expect(linear.integers() == [26])
     #expect(refuses(ConvInteger(), [image, kernel, try i([1, 2], [2], .uint8)]))
     #expect(refuses(QLinearMatMul(), [row, half, none, column, half, none, half]))

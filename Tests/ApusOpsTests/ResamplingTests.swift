@@ -28,7 +28,8 @@ import Testing
     #expect(try run(fitted, [x, nil, nil, i([1, 1, 4, 6], [4])])[0].shape == [1, 1, 2, 2])
     let crop = Resize(mode: .linear, coordinates: .tfCropAndResize, extrapolationValue: 9)
     #expect(try run(crop, [line, f([0, 2], [2]), nil, i([3], [1])])[0].floats() == [0, 4, 9])
-    #expect(try run(Resize(), [i([5, 6], [2], .uint8), nil, f([2], [1])])[0].integers() == [5, 5, 6, 6])
+    #expect(
+      try run(Resize(), [i([5, 6], [2], .uint8), nil, f([2], [1])])[0].integers() == [5, 5, 6, 6])
     #expect(try run(Resize(), [line, nil, f([0.1], [1])])[0].shape == [0])
   }
 
@@ -56,7 +57,8 @@ import Testing
     #expect(try run(GridSample(padding: .border), [x, corner])[0].floats() == [4])
     let outside = try f([2, 0.5], [1, 1, 1, 2])
     #expect(try run(GridSample(mode: .nearest), [x, outside])[0].floats() == [0])
-    #expect(try run(GridSample(mode: .nearest, padding: .reflection), [x, outside])[0].floats() == [4])
+    #expect(
+      try run(GridSample(mode: .nearest, padding: .reflection), [x, outside])[0].floats() == [4])
     let odd = try f([.nan, .infinity], [1, 1, 1, 2])
     for padding in [GridSample.Padding.zeros, .border, .reflection] {
       #expect(try run(GridSample(mode: .cubic, padding: padding), [x, odd])[0].count == 1)

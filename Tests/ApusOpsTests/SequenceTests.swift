@@ -60,16 +60,24 @@ import Testing
     #expect(try run(ConcatFromSequence(axis: -1, newAxis: true), [both])[0].shape == [1, 2, 2])
     #expect(refuses(ConcatFromSequence(axis: 2), [both]))
     #expect(refuses(ConcatFromSequence(axis: 0), [try SequenceEmpty().evaluate([])[0]]))
-    #expect(refuses(ConcatFromSequence(axis: 0, newAxis: true), [try sequence([a, try f([1], [1])])]))
+    #expect(
+      refuses(ConcatFromSequence(axis: 0, newAxis: true), [try sequence([a, try f([1], [1])])]))
     let x = try f([1, 2, 3, 4, 5, 6], [2, 3])
     func pieces(_ op: SplitToSequence, _ split: RuntimeValue?) throws -> [Tensor] {
       guard case .sequence(let items, _) = try op.evaluate([x, split])[0] else { return [] }
       return items.compactMap(\.tensor)
     }
     #expect(try pieces(SplitToSequence(axis: 1), nil).map(\.shape) == [[2, 1], [2, 1], [2, 1]])
-    #expect(try pieces(SplitToSequence(axis: 1, keepDims: false), nil).map { $0.floats() } == [[1, 4], [2, 5], [3, 6]])
-    #expect(try pieces(SplitToSequence(axis: 1), i([2], [])).map { $0.floats() } == [[1, 2, 4, 5], [3, 6]])
-    #expect(try pieces(SplitToSequence(axis: 1), i([0, 3], [2])).map(\.shape) == [[2, 0], [2, 3]])
+    #expect(
+      try pieces(SplitToSequence(axis: 1, keepDims: false), nil).map { $0.floats() } == [
+        [1, 4], [2, 5], [3, 6],
+      ])
+    #expect(
+      try pieces(SplitToSequence(axis: 1), i([2], [])).map { $0.floats() } == [
+        [1, 2, 4, 5], [3, 6],
+      ])
+    #expect(
+      try pieces(SplitToSequence(axis: 1), i([0, 3], [2])).map(\.shape) == [[2, 0], [2, 3]])
     #expect(refuses(SplitToSequence(axis: 1), [x, try i([0], [])]))
     #expect(refuses(SplitToSequence(axis: 1), [x, try i([1, 1], [2])]))
     #expect(refuses(SplitToSequence(axis: 1), [x, try i([.max, .max], [2])]))

@@ -118,7 +118,8 @@ public struct ConvTranspose: AnchorOperator, CostedOperator, TolerantOperator {
     }
     if let c = xDims[1].value, let rows = wDims[0].value, c != rows || c % group != 0 {
       throw ApusError(
-        .typeMismatch, "the input has \(c) channels, the weights are for \(rows) in \(group) groups")
+        .typeMismatch, "the input has \(c) channels, the weights are for \(rows) in \(group) groups"
+      )
     }
     let product = wDims[1].value.map { $0.multipliedReportingOverflow(by: group) }
     if product?.overflow == true { throw ApusError(.invalidAttribute, "'group' is \(group)") }
@@ -222,7 +223,8 @@ private struct TransposedScatter {
               position % input[2],
             ]
             for tap in 0..<taps {
-              let a = place[0] * strides[0] + tap / (kernel[1] * kernel[2]) * dilations[0] - begin[0]
+              let a =
+                place[0] * strides[0] + tap / (kernel[1] * kernel[2]) * dilations[0] - begin[0]
               let b = place[1] * strides[1] + tap / kernel[2] % kernel[1] * dilations[1] - begin[1]
               let c = place[2] * strides[2] + tap % kernel[2] * dilations[2] - begin[2]
               guard a >= 0, a < output[0], b >= 0, b < output[1], c >= 0, c < output[2] else {

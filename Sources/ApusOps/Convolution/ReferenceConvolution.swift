@@ -7,9 +7,9 @@ import ApusTensor
 
 /// The arithmetic of a convolution, in double precision.
 ///
-/// Operands are brought into one layout (channels last, weights `[group][kernel...][OC/g][C/g]`), so
-/// that the innermost loop is a dot product of two contiguous runs; one to three spatial axes are
-/// treated as three.
+/// Operands are brought into one layout (channels last, weights `[group][kernel...][OC/g][C/g]`),
+/// so that the innermost loop is a dot product of two contiguous runs; one to three spatial axes
+/// are treated as three.
 struct ReferenceConvolution {
   private let op: Conv
   private let type: DataType
@@ -93,7 +93,9 @@ struct ReferenceConvolution {
     let kernel = tensor.count / (out * per)
     for o in 0..<out {
       for c in 0..<per {
-        for k in 0..<kernel { result[(o * kernel + k) * per + c] = values[(o * per + c) * kernel + k] }
+        for k in 0..<kernel {
+          result[(o * kernel + k) * per + c] = values[(o * per + c) * kernel + k]
+        }
       }
     }
     return result

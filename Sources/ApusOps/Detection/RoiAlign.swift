@@ -5,12 +5,13 @@ import ApusBase
 import ApusGraph
 import ApusTensor
 
-/// Pooling of regions at sampled places between elements (ONNX `RoiAlign`; He et al., 2017): operands
-/// X `[N, C, H, W]`, regions `[count, 4]` as x1, y1, x2, y2, and the image of each region.
+/// Pooling of regions at sampled places between elements (ONNX `RoiAlign`; He et al., 2017):
+/// operands X `[N, C, H, W]`, regions `[count, 4]` as x1, y1, x2, y2, and the image of each region.
 public struct RoiAlign: Operator {
   public static let name = "RoiAlign"
 
-  /// What becomes of the samples of one cell. `max` takes the largest weighted neighbour, as ONNX does.
+  /// What becomes of the samples of one cell. `max` takes the largest weighted neighbour, as ONNX
+  /// does.
   public enum Mode: String, Sendable, Hashable { case avg, max }
 
   /// Whether places are shifted by half an element.
@@ -72,7 +73,8 @@ public struct RoiAlign: Operator {
     }
     guard outputHeight > 0, outputWidth > 0, samplingRatio >= 0, samplingRatio < 1 << 16 else {
       throw ApusError(
-        .invalidAttribute, "an output of \(outputHeight) x \(outputWidth), \(samplingRatio) samples")
+        .invalidAttribute, "an output of \(outputHeight) x \(outputWidth), \(samplingRatio) samples"
+      )
     }
     let count = regions.dims?[0] ?? images.dims?[0] ?? inputs.freshDim("regions")
     let channels = x.dims?[1] ?? inputs.freshDim("channels")

@@ -138,7 +138,9 @@ public struct Einsum: CostedOperator, TolerantOperator {
 
   public func operations(inputs: [TensorType?], outputs: [TensorType]) -> Double {
     let shapes = inputs.compactMap { $0?.shape }
-    guard shapes.count == inputs.count, let terms = try? terms(shapes.map(\.count)) else { return 0 }
+    guard shapes.count == inputs.count, let terms = try? terms(shapes.map(\.count)) else {
+      return 0
+    }
     var sizes: [Label: Int] = [:]
     for (labels, shape) in zip(terms.operands, shapes) {
       for (label, size) in zip(labels, shape) { sizes[label] = max(size, sizes[label] ?? 1) }

@@ -5,8 +5,8 @@ import ApusBase
 import ApusGraph
 import ApusTensor
 
-/// Batch normalisation (ONNX `BatchNormalization`): operands X, scale, bias, mean, variance, each of
-/// the last four `[C]`; `y = (x - mean) / sqrt(variance + epsilon) * scale + bias`.
+/// Batch normalisation (ONNX `BatchNormalization`): operands X, scale, bias, mean, variance, each
+/// of the last four `[C]`; `y = (x - mean) / sqrt(variance + epsilon) * scale + bias`.
 ///
 /// In training mode the batch's own statistics are used and the running ones are returned.
 public struct BatchNormalization: Operator {

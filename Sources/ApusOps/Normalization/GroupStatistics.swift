@@ -5,8 +5,8 @@ import ApusBase
 import ApusGraph
 import ApusTensor
 
-/// Root-mean-square normalisation (ONNX `RMSNormalization`; Zhang and Sennrich, 2019): operands X and
-/// scale; `x / sqrt(mean(x^2) + epsilon) * scale` over all axes from `axis` on.
+/// Root-mean-square normalisation (ONNX `RMSNormalization`; Zhang and Sennrich, 2019): operands X
+/// and scale; `x / sqrt(mean(x^2) + epsilon) * scale` over all axes from `axis` on.
 public struct RMSNormalization: CostedOperator {
   public static let name = "RMSNormalization"
   public var axis: Int
@@ -85,14 +85,15 @@ enum GroupStatistics {
         throw ApusError(.typeMismatch, "operand \(index) is \(parameter)")
       }
       if let channels, let size = parameter.shape?.first, size != channels {
-        throw ApusError(.typeMismatch, "operand \(index) has \(size) elements for \(channels) channels")
+        throw ApusError(
+          .typeMismatch, "operand \(index) has \(size) elements for \(channels) channels")
       }
     }
     return [.tensor(x)]
   }
 
-  /// `(x - mean) / sqrt(variance + epsilon) * scale + bias`, statistics over the channels of a group
-  /// and all spatial axes.
+  /// `(x - mean) / sqrt(variance + epsilon) * scale + bias`, statistics over the channels of a
+  /// group and all spatial axes.
   static func normalize(_ inputs: [RuntimeValue?], groups: Int?, epsilon: Double) throws(ApusError)
     -> [RuntimeValue]
   {

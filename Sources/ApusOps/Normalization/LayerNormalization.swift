@@ -5,8 +5,9 @@ import ApusBase
 import ApusGraph
 import ApusTensor
 
-/// Layer normalisation (ONNX `LayerNormalization`; Ba et al., 2016): operands X, scale and an optional
-/// bias; over all axes from `axis` on. Optional results: mean and inverse standard deviation.
+/// Layer normalisation (ONNX `LayerNormalization`; Ba et al., 2016): operands X, scale and an
+/// optional bias; over all axes from `axis` on. Optional results: mean and inverse standard
+/// deviation.
 public struct LayerNormalization: CostedOperator {
   public static let name = "LayerNormalization"
   public var axis: Int
@@ -31,7 +32,9 @@ public struct LayerNormalization: CostedOperator {
     try inputs.requireFloat(1)
     try inputs.requireNumbers(ifGiven: 2)
     _ = try inputs.tensor(1)
-    guard let dims = x.dims else { return [.tensor(x), typed(.float32, nil), typed(.float32, nil)] }
+    guard let dims = x.dims else {
+      return [.tensor(x), typed(.float32, nil), typed(.float32, nil)]
+    }
     let axis = try Axis.resolved(axis, rank: dims.count)
     let reduced = dims.indices.map { $0 < axis ? dims[$0] : Dim(1) }
     return [.tensor(x), typed(.float32, reduced), typed(.float32, reduced)]

@@ -6,8 +6,8 @@ import ApusGraph
 import ApusTensor
 
 /// The input at given places (ONNX `GridSample`; Jaderberg et al., 2015): operands X
-/// `[N, C, spatial...]` and a grid `[N, places..., rank]` whose last axis holds coordinates from -1 to
-/// 1, that of the last spatial axis first.
+/// `[N, C, spatial...]` and a grid `[N, places..., rank]` whose last axis holds coordinates from -1
+/// to 1, that of the last spatial axis first.
 public struct GridSample: TolerantOperator {
   public static let name = "GridSample"
 

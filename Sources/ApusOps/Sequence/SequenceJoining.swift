@@ -58,9 +58,9 @@ public struct ConcatFromSequence: Operator {
   }
 }
 
-/// A tensor cut along an axis into the elements of a sequence (ONNX `SplitToSequence`): operands X and
-/// the length of the pieces (one for all, or a vector); single slices when omitted, which lose the
-/// axis unless `keepDims`.
+/// A tensor cut along an axis into the elements of a sequence (ONNX `SplitToSequence`): operands X
+/// and the length of the pieces (one for all, or a vector); single slices when omitted, which lose
+/// the axis unless `keepDims`.
 public struct SplitToSequence: Operator {
   public static let name = "SplitToSequence"
   public var axis: Int

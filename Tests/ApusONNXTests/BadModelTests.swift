@@ -99,7 +99,8 @@ import Testing
   }
 
   @Test func tensorErrors() throws {
-    func message(_ change: (inout ONNXTensorProto) -> Void, folder: String? = nil) throws -> String {
+    func message(_ change: (inout ONNXTensorProto) -> Void, folder: String? = nil) throws -> String
+    {
       var tensor = Make.tensor("w", [2], [1, 2])
       change(&tensor)
       return try failure(
@@ -160,7 +161,9 @@ import Testing
           [node], inputs: [Make.input("x", [2])], outputs: ["y"], tensors: [tensor("4", "8")])),
       directory: "/tmp")
     #expect(graph.value(named: "w").flatMap { graph[$0].constant }?.floats() == [2, 3])
-    for (offset, length) in [("12", "8"), ("99999999999", "8"), ("-1", nil), ("0", "7"), ("x", nil)]
+    for (offset, length) in [
+      ("12", "8"), ("99999999999", "8"), ("-1", nil), ("0", "7"), ("x", nil),
+    ]
       as [(String, String?)]
     {
       let text = try failure([node], tensors: [tensor(offset, length)], folder: "/tmp")

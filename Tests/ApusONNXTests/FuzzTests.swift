@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusEngine
 import ApusGraph
 import ApusONNX
 import ApusProto
@@ -56,7 +57,9 @@ enum Mutation {
       case 0: bytes[place] ^= 1 << UInt8.random(in: 0..<8, using: &generator)
       case 1: bytes[place] = UInt8.random(in: 0...255, using: &generator)
       case 2: bytes[place] = [0, 1, 0x7f, 0x80, 0xff].randomElement(using: &generator) ?? 0
-      case 3: bytes.removeSubrange(place..<min(bytes.count, place + Int.random(in: 1...8, using: &generator)))
+      case 3:
+        bytes.removeSubrange(
+          place..<min(bytes.count, place + Int.random(in: 1...8, using: &generator)))
       case 4:
         let end = min(bytes.count, place + Int.random(in: 1...16, using: &generator))
         bytes.insert(contentsOf: bytes[place..<end], at: place)
@@ -64,20 +67,5 @@ enum Mutation {
       }
     }
     return bytes
-  }
-}
-
-/// A small reproducible generator.
-struct SeededGenerator: RandomNumberGenerator {
-  private var state: UInt64
-
-  init(seed: UInt64) { state = seed }
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var mixed = state
-    mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
-    return mixed ^ (mixed >> 31)
   }
 }

@@ -17,7 +17,8 @@ import Testing
     for (opset, kind) in [(7, 0), (12, 0), (13, 100), (99, 100)] as [(Int64, Int)] {
       let graph = try load(
         Make.model(
-          Make.graph([Make.node("Mix", ["x"], ["y"])], inputs: [Make.input("x", [2])], outputs: ["y"]),
+          Make.graph(
+            [Make.node("Mix", ["x"], ["y"])], inputs: [Make.input("x", [2])], outputs: ["y"]),
           opset: opset))
       let node = graph[graph.nodes[0]]
       #expect((node.op as? Mix)?.kind == kind)
@@ -67,7 +68,8 @@ import Testing
           [
             Make.node("Mix", ["x"], ["h"]),
             Make.node(
-              "Branch", ["c"], ["y"], [Make.attribute("then", inner), Make.attribute("else", other)]),
+              "Branch", ["c"], ["y"],
+              [Make.attribute("then", inner), Make.attribute("else", other)]),
           ], inputs: [Make.input("x", [2]), Make.input("c", [], type: 9)], outputs: ["y"],
           tensors: [Make.tensor("w", [2], [1, 2])])))
     let node = graph[graph.nodes[1]]

@@ -1,6 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
+import ApusEngine
 import ApusProto
 
 /// Damage to what a model says, in a file that is still well formed: it gets past the decoder.

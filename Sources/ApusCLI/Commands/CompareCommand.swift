@@ -25,8 +25,7 @@ struct CompareCommand: ParsableCommand {
   @OptionGroup var options: BuildOptions
 
   func run() throws {
-    var given = InputOptions()
-    given.inputs = inputs
+    let given = try InputOptions.parse(["--inputs", inputs])
     let engine = try options.engine(model, tunedFor: given).engine
     let tensors = try given.tensors(for: engine.inputs)
     let results = try engine.makeContext().run(tensors)

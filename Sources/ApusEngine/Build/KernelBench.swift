@@ -37,7 +37,7 @@ final class KernelBench {
     var generator = SeededGenerator(seed: Checksum.of(problem.key))
     var operands: [Tensor?] = []
     var memory: [DeviceMemory?] = []
-    for input in problem.inputs {
+    for (index, input) in problem.inputs.enumerated() {
       guard let input else {
         operands.append(nil)
         memory.append(nil)
@@ -51,7 +51,7 @@ final class KernelBench {
         memory.append(try library.memory(of: constant))
         continue
       }
-      let tensor = try generator.tensor(input.dataType, shape: input.shape)
+      let tensor = try Self.operand(index, input, problem.op, &generator)
       let device = try library.backend.allocate(byteCount: max(64, tensor.byteCount))
       if tensor.byteCount > 0 {
         try stream.copyToDevice(
@@ -69,6 +69,23 @@ final class KernelBench {
       outputs.append(try library.backend.allocate(byteCount: max(64, bytes)))
     }
     outputMemory = outputs
+  }
+
+  /// An operand's elements. Integers after the first operand are indices, axes or lengths, for which
+  /// zero is always possible, or divisors and shifts of elementwise operators, which must be positive.
+  private static func operand(
+    _ index: Int, _ input: Problem.Operand, _ op: any Operator, _ generator: inout SeededGenerator
+  ) throws(ApusError) -> Tensor {
+    let type = input.dataType
+    guard index > 0, type.isInteger else { return try generator.tensor(type, shape: input.shape) }
+    if op is any PointwiseOperator {
+      let count = try Tensor.checkedCount(input.shape)
+      let values = (0..<count).map { _ in Int64(1 + generator.integer(below: 7)) }
+      return try Tensor(values, type, shape: input.shape)
+    }
+    let isIndex = type == .int32 || type == .int64
+    return isIndex
+      ? try Tensor(type, shape: input.shape) : try generator.tensor(type, shape: input.shape)
   }
 
   /// Why a kernel disagrees with the reference; nil when it agrees.

@@ -56,6 +56,11 @@ struct Tuner {
       for choice in preselected(choices) {
         if best != nil && Clock.seconds > deadline { break }
         do {
+          // Nothing to choose; what takes problems alone is the reference itself.
+          if choices.count == 1 && choice.tactic.source == "portable" {
+            best = (choice, 0)
+            break
+          }
           let kernel = try library.compile(choice, problem)
           if let reason = try bench.disagreement(kernel) {
             report.refusals.append((choice.id, reason))
@@ -73,7 +78,9 @@ struct Tuner {
           report.measurements.append((choice.id, seconds))
           Log.debug(4, "\(choice.id) \(seconds * 1e6) us for \(problem.key)")
           if seconds < best?.seconds ?? .infinity { best = (choice, seconds) }
-        } catch where error.code == .resourceLimit {
+        } catch where error.code == .resourceLimit || error.code == .notYetSupported
+          || error.code == .execution
+        {
           report.refusals.append((choice.id, error.message))
         }
       }

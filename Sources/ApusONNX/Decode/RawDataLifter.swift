@@ -48,13 +48,16 @@ struct RawDataLifter {
   private static func damaged(_ position: Int, _ what: String) -> ApusError {
     ApusError(
       .malformedFile, "not a readable ONNX model: \(what) at byte \(position)",
-      hint: "the file may be cut off or not an ONNX file at all; try onnx.checker.check_model on it")
+      hint: "the file may be cut off or not an ONNX file at all; try onnx.checker.check_model on it"
+    )
   }
 
   private func rewrite(_ message: Message, _ range: Range<Int>, depth: Int) throws(ApusError)
     -> [UInt8]
   {
-    guard depth < Self.depthLimit else { throw Self.damaged(range.lowerBound, "too deep a nesting") }
+    guard depth < Self.depthLimit else {
+      throw Self.damaged(range.lowerBound, "too deep a nesting")
+    }
     var out: [UInt8] = []
     var position = range.lowerBound
     while position < range.upperBound {

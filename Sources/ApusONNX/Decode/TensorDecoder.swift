@@ -70,7 +70,8 @@ struct TensorDecoder {
     return try fields(proto, type, shape, count)
   }
 
-  private func expect(_ have: Int, _ need: Int, _ type: DataType, _ shape: [Int]) throws(ApusError) {
+  private func expect(_ have: Int, _ need: Int, _ type: DataType, _ shape: [Int]) throws(ApusError)
+  {
     guard have != need else { return }
     throw ApusError(
       .malformedFile, "it has \(have) bytes of data, \(type)\(shape) needs \(need)",
@@ -78,7 +79,9 @@ struct TensorDecoder {
   }
 
   /// A view of the bytes where they are aligned for their type, else a copy.
-  private func place(_ bytes: ByteView, _ type: DataType, _ shape: [Int]) throws(ApusError) -> Tensor {
+  private func place(_ bytes: ByteView, _ type: DataType, _ shape: [Int]) throws(ApusError)
+    -> Tensor
+  {
     let alignment = max(1, (type.isComplex ? type.bitWidth / 2 : type.bitWidth) / 8)
     if UInt(bitPattern: bytes.bytes.baseAddress) % UInt(alignment) == 0 {
       let storage = TensorStorage(viewing: bytes.bytes, owner: bytes.owner)

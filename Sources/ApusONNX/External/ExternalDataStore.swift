@@ -68,7 +68,9 @@ final class ExternalDataStore {
     let path = "\(folder)/\(location)"
     // Links may not lead out of the folder either.
     if let real = Self.realPath(path), let root = Self.realPath(folder) {
-      guard real.hasPrefix(root == "/" ? "/" : root + "/") else { throw Self.leavesFolder(location) }
+      guard real.hasPrefix(root == "/" ? "/" : root + "/") else {
+        throw Self.leavesFolder(location)
+      }
     }
     let view = ByteView(try MappedFile(path: path))
     files[location] = view

@@ -204,7 +204,8 @@ final class GraphImporter {
         results = try inline(
           function, proto, inputs, attributes: attributes, label: label, scope)
       } else {
-        guard let version, let row = session.table.row(domain, proto.opType, version: version) else {
+        guard let version, let row = session.table.row(domain, proto.opType, version: version)
+        else {
           throw ApusError(.unsupportedOperator, "the operator is not supported")
         }
         let node = NodeImport(
@@ -250,7 +251,8 @@ final class GraphImporter {
   {
     guard attributes.contains(where: { !$0.refAttrName.isEmpty }) else { return attributes }
     guard let bindings = scope.attributes else {
-      throw ApusError(.invalidAttribute, "an attribute refers to a function's, outside any function")
+      throw ApusError(
+        .invalidAttribute, "an attribute refers to a function's, outside any function")
     }
     return attributes.compactMap { attribute in
       guard !attribute.refAttrName.isEmpty else { return attribute }

@@ -133,7 +133,8 @@ package final class NodeAttributes {
   package func dataType(_ name: String) throws(ApusError) -> DataType? {
     guard let attribute = try entry(name, .int, "an element type") else { return nil }
     guard let code = Int32(exactly: attribute.i), code != 0 else {
-      throw ApusError(.invalidAttribute, "attribute '\(name)' is \(attribute.i), not an element type")
+      throw ApusError(
+        .invalidAttribute, "attribute '\(name)' is \(attribute.i), not an element type")
     }
     return try TypeDecoder.dataType(code)
   }

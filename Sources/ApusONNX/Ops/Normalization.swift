@@ -32,6 +32,10 @@ extension ONNXOperatorTable {
     on("InstanceNormalization", since: 6) { (node) throws(ApusError) in
       try node.instanceNormalization()
     }
+    // Version 18 had one scale a group; it was replaced by one a channel before anyone exported it.
+    on("GroupNormalization", since: 21) { (node) throws(ApusError) in
+      try node.groupNormalization()
+    }
     on("RMSNormalization", since: 23) { (node) throws(ApusError) in try node.rmsNormalization() }
     on("MeanVarianceNormalization", since: 9) { (node) throws(ApusError) in
       let axes = try node.attributes.ints("axes", [0, 2, 3])
@@ -122,6 +126,26 @@ extension NodeImport {
     let bias = try perChannel(try operand(2), rank: rank)
     let scaled = try emit(Mul(), [try emit(Div(), [centred, deviation]), scale])
     return try result(Add(), [scaled, bias])
+  }
+
+  fileprivate func groupNormalization() throws(ApusError) -> [ValueID] {
+    let rank = try rank(0)
+    let groups = try attributes.int("num_groups")
+    guard rank >= 3, groups > 0 else {
+      throw ApusError(.invalidAttribute, "'num_groups' is \(groups), the operand has rank \(rank)")
+    }
+    attributes.ignore("stash_type")
+    let x = try operand(0)
+    let type = try tensorType(0).dataType
+    let flat = try emit(Reshape(), [x, try vector([0, groups, -1])])
+    let centred = try centred(flat, [2])
+    let variance = try variance(ofCentred: centred, [2])
+    let epsilon = try scalar(try attributes.float("epsilon", 1e-5), type)
+    let deviation = try emit(Sqrt(), [try emit(Add(), [variance, epsilon])])
+    let normal = try emit(Div(), [centred, deviation])
+    let shaped = try emit(Reshape(), [normal, try emit(Shape(), [x])])
+    let scaled = try emit(Mul(), [shaped, try perChannel(try operand(1), rank: rank)])
+    return try result(Add(), [scaled, try perChannel(try operand(2), rank: rank)])
   }
 
   fileprivate func rmsNormalization() throws(ApusError) -> [ValueID] {

@@ -32,6 +32,13 @@ extension ONNXOperatorTable {
       return try node.result(
         QuantizeLinear(), [product, try node.operand(6), try node.operand(7)])
     }
+    on("ConvInteger", since: 10) { (node) throws(ApusError) in
+      // Sums of products of bytes are exact in double precision.
+      let x = try node.shifted(0, zeroPoint: 2, isPerRow: false)
+      let w = try node.shifted(1, zeroPoint: 3, isPerRow: true)
+      let y = try node.emit(try node.convolution(), [x, w])
+      return try node.result(Cast(to: .int32), [y])
+    }
     on("QLinearConv", since: 10) { (node) throws(ApusError) in try node.quantizedConvolution() }
   }
 }
@@ -53,6 +60,20 @@ extension NodeImport {
     return try emit(
       DequantizeLinear(axis: axis ?? fallback),
       [try operand(value), try operand(scale), optional(zeroPoint)])
+  }
+
+  /// An integer operand less its zero point, as double-precision numbers.
+  fileprivate func shifted(_ index: Int, zeroPoint: Int, isPerRow: Bool) throws(ApusError)
+    -> ValueID
+  {
+    let value = try emit(Cast(to: .float64), [try operand(index)])
+    guard let zero = optional(zeroPoint) else { return value }
+    var offset = try emit(Cast(to: .float64), [zero])
+    if isPerRow, case .tensor(let type) = type(of: zero), type.rank == 1 {
+      let ones = Array(repeating: 1, count: max(0, try rank(index) - 1))
+      offset = try emit(Reshape(), [offset, try vector([-1] + ones)])
+    }
+    return try emit(Sub(), [value, offset])
   }
 
   fileprivate func quantizedConvolution() throws(ApusError) -> [ValueID] {

@@ -68,6 +68,9 @@ public struct RecurrentAttributes: Sendable, Hashable {
   func infer(_ inputs: InferenceInputs, gates: Int, stateCount: Int) throws(ApusError) -> [ValueType]
   {
     let x = try inputs.tensor(0)
+    guard x.dataType.isFloat else {
+      throw ApusError(.typeMismatch, "the input \(x) must be of a floating-point type")
+    }
     guard hiddenSize > 0, hiddenSize < 1 << 31 else {
       throw ApusError(.invalidAttribute, "'hidden_size' is \(hiddenSize)")
     }

@@ -83,7 +83,9 @@ struct Inflate {
     _ = try take(bitCount % 8)
     let length = try take(16)
     guard try take(16) == length ^ 0xffff else { throw Self.damaged("a stored block's length") }
-    guard length <= output.count - written else { throw Self.damaged("it is longer than announced") }
+    guard length <= output.count - written else {
+      throw Self.damaged("it is longer than announced")
+    }
     for _ in 0..<length {
       output[written] = UInt8(try take(8))
       written += 1
@@ -166,7 +168,8 @@ struct Inflate {
     3073, 4097, 6145, 8193, 12289, 16385, 24577,
   ]
   private static let distanceExtra = [
-    0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13,
+    0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13,
+    13,
   ]
   private static let fixedLiterals: HuffmanCode = {
     var lengths = [UInt8](repeating: 8, count: 288)

@@ -47,7 +47,8 @@ struct NumPyHeader {
     guard case .text(let descriptor)? = fields["descr"] else {
       throw Self.damaged("arrays of records cannot be read")
     }
-    guard case .truth(let fortran)? = fields["fortran_order"], case .tuple(let shape)? = fields["shape"]
+    guard case .truth(let fortran)? = fields["fortran_order"],
+      case .tuple(let shape)? = fields["shape"]
     else { throw Self.damaged("the header lacks 'fortran_order' or 'shape'") }
     isFortranOrder = fortran
     self.shape = shape
@@ -176,7 +177,8 @@ private struct HeaderScanner {
     let start = position
     while position < bytes.count {
       let byte = bytes[position]
-      guard byte >= 0x30 && byte <= 0x39 || byte >= 0x41 && byte <= 0x5a || byte >= 0x61 && byte <= 0x7a
+      guard
+        byte >= 0x30 && byte <= 0x39 || byte >= 0x41 && byte <= 0x5a || byte >= 0x61 && byte <= 0x7a
       else { break }
       position += 1
     }

@@ -42,7 +42,7 @@ extension Tensor {
   /// The elements converted to another type as ONNX `Cast` does it.
   public func converted(to target: DataType, saturate: Bool = true) throws(ApusError) -> Tensor {
     if target == dataType { return self }
-    if target == .bool { 
+    if target == .bool {
       if dataType.isInteger { return try Tensor(integers(), .bool, shape: shape) }
       return try Tensor(doubles().map { $0 == 0 ? Int64(0) : 1 }, .bool, shape: shape)
     }

@@ -6,7 +6,7 @@ import ApusBase
 /// Element conversion: any numeric type to and from `Double` and `Int64` arrays. This is the
 /// arithmetic the reference semantics are written in; kernels never come here.
 extension Tensor {
-  /// All elements as `Double` (complex numbers as pairs; 64-bit integers rounded).
+  /// All elements as `Double` (complex numbers as pairs; 64-bit integers rounded; texts as NaN).
   public func doubles() -> [Double] {
     switch dataType {
     case .float32: return withElements(of: Float.self) { $0.map(Double.init) }
@@ -24,7 +24,7 @@ extension Tensor {
         $0.map { $0 == 0xff ? Double.nan : SmallFloat.powerOfTwo(Int($0) - 127) }
       }
     case .uint64: return withElements(of: UInt64.self) { $0.map { Double($0) } }
-    case .string: return []
+    case .string: return Array(repeating: .nan, count: count)
     default:
       if let format = dataType.smallFloat {
         return integers(rawBits: true).map { format.decode(UInt16(truncatingIfNeeded: $0)) }
@@ -33,7 +33,8 @@ extension Tensor {
     }
   }
 
-  /// All elements as `Int64`: floats truncated towards zero and clamped, `uint64` by its bits.
+  /// All elements as `Int64`: floats truncated towards zero and clamped, `uint64` by its bits, zeros
+  /// for texts and complex numbers.
   public func integers() -> [Int64] {
     dataType.isFloat ? doubles().map(Int64.init(clamping:)) : integers(rawBits: false)
   }
@@ -60,7 +61,7 @@ extension Tensor {
         let field = (Int64(raw[index / perByte]) >> Int64(index % perByte * bits)) & mask
         return signed && field >> Int64(bits - 1) == 1 ? field - mask - 1 : field
       }
-    default: return []
+    default: return Array(repeating: 0, count: count)
     }
   }
 

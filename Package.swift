@@ -85,9 +85,12 @@ let package = Package(
     .testTarget(
       name: "ApusOptimizeTests", dependencies: library + ["ApusOptimize", "ApusTestSupport"],
       swiftSettings: settings),
+    .target(name: "CMallocCounter", path: "Tests/CMallocCounter"),
     .testTarget(
       name: "ApusEngineTests",
-      dependencies: library + ["ApusOptimize", "ApusKernel", "ApusCPU", "ApusTestSupport"],
+      dependencies: library + [
+        "ApusOptimize", "ApusKernel", "ApusCPU", "ApusTestSupport", "CMallocCounter",
+      ],
       swiftSettings: settings),
     .testTarget(
       name: "ModelTests", dependencies: library + ["ApusTestSupport"], swiftSettings: settings),

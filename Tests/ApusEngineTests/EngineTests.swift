@@ -4,6 +4,7 @@
 import Apus
 import ApusKernel
 import ApusTestSupport
+import CMallocCounter
 import Testing
 
 @Suite struct EngineTests {
@@ -126,6 +127,17 @@ import Testing
       }
       for try await result in group { #expect(result == expected) }
     }
+  }
+
+  @Test func runningAgainAllocatesNothing() throws {
+    var configuration = BuilderConfiguration()
+    configuration.threadCount = 1
+    let context = try Builder(configuration).build(try SmallNetworks.residual()).makeContext()
+    try context.bindInput("x", try input([2, 3, 13, 11]))
+    for _ in 0..<3 { try context.execute() }
+    let before = apus_malloc_count()
+    for _ in 0..<10 { try context.execute() }
+    #expect(apus_malloc_count() == before)
   }
 
   @Test func theTimingCacheIsUsedAgain() throws {

@@ -9,6 +9,10 @@ func registerConvolution(_ registry: inout OperatorRegistry) {
   registry.register(MatMul.self)
   registry.register(MaxPool.self)
   registry.register(AveragePool.self)
+  registry.register(LpPool.self)
+  registry.register(ConvTranspose.self)
+  registry.register(Einsum.self)
+  registry.register(Det.self)
 }
 
 /// Registers the normalisations.
@@ -19,6 +23,11 @@ func registerNormalization(_ registry: inout OperatorRegistry) {
   registry.register(Softmax.self)
   registry.register(LogSoftmax.self)
   registry.register(Hardmax.self)
+  registry.register(RMSNormalization.self)
+  registry.register(InstanceNormalization.self)
+  registry.register(GroupNormalization.self)
+  registry.register(LpNormalization.self)
+  registry.register(MeanVarianceNormalization.self)
 }
 
 /// Registers the recurrent networks.
@@ -34,6 +43,9 @@ func registerQuantization(_ registry: inout OperatorRegistry) {
   registry.register(DequantizeLinear.self)
   registry.register(DynamicQuantizeLinear.self)
   registry.register(MatMulInteger.self)
+  registry.register(ConvInteger.self)
+  registry.register(QLinearConv.self)
+  registry.register(QLinearMatMul.self)
 }
 
 /// Registers the operators that hold graphs.
@@ -41,4 +53,32 @@ func registerControlFlow(_ registry: inout OperatorRegistry) {
   registry.register(If.self)
   registry.register(Loop.self)
   registry.register(Scan.self)
+}
+
+/// Registers the operators on sequences and optional values.
+func registerSequence(_ registry: inout OperatorRegistry) {
+  let types: [any Operator.Type] = [
+    SequenceConstruct.self, SequenceEmpty.self, SequenceAt.self, SequenceInsert.self,
+    SequenceErase.self, SequenceLength.self, ConcatFromSequence.self, SplitToSequence.self,
+    OptionalConstruct.self, OptionalGetElement.self, OptionalHasElement.self,
+  ]
+  for type in types { registry.register(type) }
+}
+
+/// Registers resampling, detection and texts.
+func registerVision(_ registry: inout OperatorRegistry) {
+  let types: [any Operator.Type] = [
+    Resize.self, GridSample.self, RoiAlign.self, NonMaxSuppression.self, StringConcat.self,
+    StringNormalizer.self,
+  ]
+  for type in types { registry.register(type) }
+}
+
+/// Registers the random generators.
+func registerRandom(_ registry: inout OperatorRegistry) {
+  let types: [any Operator.Type] = [
+    RandomNormal.self, RandomUniform.self, RandomNormalLike.self, RandomUniformLike.self,
+    Bernoulli.self, Multinomial.self,
+  ]
+  for type in types { registry.register(type) }
 }

@@ -16,6 +16,9 @@ extension OperatorRegistry {
     registerRecurrent(&registry)
     registerQuantization(&registry)
     registerControlFlow(&registry)
+    registerSequence(&registry)
+    registerVision(&registry)
+    registerRandom(&registry)
     return registry
   }()
 }

@@ -72,6 +72,8 @@ public struct Conv: AnchorOperator, CostedOperator, TolerantOperator, SampledOpe
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
     let w = try inputs.tensor(1)
+    try inputs.requireFloat(0)
+    try inputs.requireNumbers(ifGiven: 2)
     guard x.dataType == w.dataType else {
       throw ApusError(.typeMismatch, "input is \(x.dataType) but weights are \(w.dataType)")
     }

@@ -20,6 +20,7 @@ public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledO
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let a = try inputs.tensor(0)
     let b = try inputs.tensor(1)
+    try inputs.requireNumbers(0)
     guard a.dataType == b.dataType else {
       throw ApusError(.typeMismatch, "the left side is \(a.dataType), the right side \(b.dataType)")
     }

@@ -37,6 +37,7 @@ public struct BatchNormalization: Operator {
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
+    for index in 0..<5 { try inputs.requireFloat(index) }
     if let channels = x.dims.flatMap({ $0.count > 1 ? $0[1].value : nil }) {
       for index in 1..<5 {
         let type = try inputs.tensor(index)

@@ -50,6 +50,7 @@ public struct LRN: ChannelsLastConvertible, CostedOperator {
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
+    try inputs.requireFloat(0)
     guard size > 0, size <= 1 << 30 else {
       throw ApusError(.invalidAttribute, "'size' is \(size)")
     }

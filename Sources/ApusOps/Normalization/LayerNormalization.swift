@@ -27,6 +27,9 @@ public struct LayerNormalization: CostedOperator {
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
+    try inputs.requireFloat(0)
+    try inputs.requireFloat(1)
+    try inputs.requireNumbers(ifGiven: 2)
     _ = try inputs.tensor(1)
     guard let dims = x.dims else { return [.tensor(x), typed(.float32, nil), typed(.float32, nil)] }
     let axis = try Axis.resolved(axis, rank: dims.count)

@@ -58,6 +58,9 @@ public struct PoolAttributes: Sendable, Hashable {
 
   func infer(_ inputs: InferenceInputs) throws(ApusError) -> TensorType {
     let x = try inputs.tensor(0)
+    guard x.dataType.isFloat || x.dataType.isInteger else {
+      throw ApusError(.typeMismatch, "pooling of elements of type \(x.dataType)")
+    }
     guard let dims = x.dims else { return x }
     guard dims.count == kernel.count + 2 else {
       throw ApusError(
@@ -71,38 +74,46 @@ public struct PoolAttributes: Sendable, Hashable {
       x.dataType, layout.shape(dims[0], dims[layout.channelAxis], spatial))
   }
 
-  /// Calls `body` for every result element with the element's row-major position, the positions of
-  /// the input elements under its window, and the number of places the window has inside the padded
-  /// input.
-  func forEachWindow(
-    _ shape: [Int], _ body: (_ output: Int, _ inputs: [Int], _ paddedCount: Int) -> Void
-  ) throws(ApusError) -> [Int] {
+  /// The input elements under one window.
+  struct Covered {
+    fileprivate let places: [Int]
+    fileprivate let base: Int
+    fileprivate let step: Int
+    /// The number of places the window has inside the padded input.
+    let paddedCount: Int
+
+    /// The number of elements.
+    var count: Int { places.count }
+    /// The row-major position of element `index`.
+    subscript(index: Int) -> Int { base + places[index] * step }
+  }
+
+  /// Calls `body` for every result element with its row-major position and what its window covers.
+  func forEachWindow(_ shape: [Int], _ body: (_ output: Int, _ covered: Covered) -> Void)
+    throws(ApusError) -> [Int]
+  {
     let layout = SpatialLayout(channelsLast: channelsLast, rank: shape.count)
     let input = layout.spatial(shape)
     let window = try window(input: input)
     let channels = shape[layout.channelAxis]
     let output = layout.shape(shape[0], channels, window.output)
-    _ = try Tensor.checkedCount(output)
+    guard try Tensor.checkedCount(output) > 0 else { return output }
     let positions = window.output.reduce(1, *)
     let inputPositions = input.reduce(1, *)
-    let places = (0..<positions).map { Self.places($0, input, window) }
-    for image in 0..<shape[0] {
-      for channel in 0..<channels {
-        for position in 0..<positions {
-          let to: Int
-          let from: [Int]
-          if channelsLast {
-            to = (image * positions + position) * channels + channel
-            from = places[position].inside.map {
-              (image * inputPositions + $0) * channels + channel
-            }
-          } else {
-            to = (image * channels + channel) * positions + position
-            from = places[position].inside.map {
-              (image * channels + channel) * inputPositions + $0
-            }
-          }
-          body(to, from, places[position].padded)
+    for position in 0..<positions {
+      let places = Self.places(position, input, window)
+      for image in 0..<shape[0] {
+        for channel in 0..<channels {
+          let line = image * channels + channel
+          let covered = Covered(
+            places: places.inside,
+            base: channelsLast
+              ? image * inputPositions * channels + channel : line * inputPositions,
+            step: channelsLast ? channels : 1, paddedCount: places.padded)
+          body(
+            channelsLast
+              ? (image * positions + position) * channels + channel : line * positions + position,
+            covered)
         }
       }
     }
@@ -187,19 +198,24 @@ public struct MaxPool: ChannelsLastConvertible, CostedOperator {
     let x = try inputs.required(0)
     _ = try infer(InferenceInputs(types: inputs.map { $0?.type }))
     let values = x.doubles()
-    var result: [Int: (value: Double, index: Int)] = [:]
     let lowest = x.dataType.isFloat ? -Double.infinity : Double(x.dataType.integerRange.lowerBound)
-    let shape = try pool.forEachWindow(x.shape) { output, places, _ in
-      var best = (value: lowest, index: places.first ?? 0)
-      for place in places where values[place] > best.value || values[place].isNaN {
-        best = (values[place], place)
-        if values[place].isNaN { break }
+    let inferred = try pool.infer(InferenceInputs(types: inputs.map { $0?.type }))
+    let count = try Tensor.checkedCount(inferred.shape ?? [])
+    var best = [Double](repeating: lowest, count: count)
+    var indices = [Int64](repeating: 0, count: count)
+    let shape = try pool.forEachWindow(x.shape) { output, covered in
+      var largest = lowest
+      var place = covered.count > 0 ? covered[0] : 0
+      for index in 0..<covered.count {
+        let value = values[covered[index]]
+        if value > largest || value.isNaN {
+          (largest, place) = (value, covered[index])
+          if value.isNaN { break }
+        }
       }
-      result[output] = best
+      best[output] = largest
+      indices[output] = Int64(position(place, x.shape))
     }
-    let count = try Tensor.checkedCount(shape)
-    let best = (0..<count).map { result[$0]?.value ?? lowest }
-    let indices = (0..<count).map { Int64(result[$0].map { position($0.index, x.shape) } ?? 0) }
     return [
       .tensor(try Tensor(best, x.dataType, shape: shape)),
       .tensor(try Tensor(indices, .int64, shape: shape)),
@@ -267,12 +283,13 @@ public struct AveragePool: ChannelsLastConvertible, CostedOperator {
     let x = try inputs.required(0)
     _ = try infer(InferenceInputs(types: inputs.map { $0?.type }))
     let values = x.doubles()
-    var result: [Int: Double] = [:]
-    let shape = try pool.forEachWindow(x.shape) { output, places, padded in
-      let sum = places.reduce(0.0) { $0 + values[$1] }
-      result[output] = sum / Double(countIncludePad ? padded : places.count)
+    let inferred = try pool.infer(InferenceInputs(types: inputs.map { $0?.type }))
+    var means = [Double](repeating: 0, count: try Tensor.checkedCount(inferred.shape ?? []))
+    let shape = try pool.forEachWindow(x.shape) { output, covered in
+      var sum = 0.0
+      for index in 0..<covered.count { sum += values[covered[index]] }
+      means[output] = sum / Double(countIncludePad ? covered.paddedCount : covered.count)
     }
-    let means = (0..<(try Tensor.checkedCount(shape))).map { result[$0] ?? 0 }
     return [.tensor(try Tensor(means, x.dataType, shape: shape))]
   }
 }

@@ -79,12 +79,18 @@ public struct QuantizeLinear: Operator {
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
-    _ = try inputs.tensor(1)
+    try inputs.requireNumbers(0)
+    try inputs.requireFloat(1)
+    try inputs.requireNumbers(ifGiven: 2)
     let type = inputs.has(2) ? try inputs.tensor(2).dataType : outputType
+    guard type.isFloat || type.isInteger else {
+      throw ApusError(.invalidAttribute, "quantisation to \(type)")
+    }
     return [typed(type, x.dims)]
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
+    _ = try infer(InferenceInputs(types: inputs.map { $0?.type }))
     let x = try inputs.required(0)
     let scale = try inputs.required(1)
     let zero = try inputs.optional(2)
@@ -151,10 +157,17 @@ public struct DequantizeLinear: Operator {
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
     let scale = try inputs.tensor(1)
+    try inputs.requireNumbers(0)
+    try inputs.requireFloat(1)
+    try inputs.requireNumbers(ifGiven: 2)
+    guard outputType?.isFloat ?? true else {
+      throw ApusError(.invalidAttribute, "dequantisation to \(scale.dataType)")
+    }
     return [typed(outputType ?? scale.dataType, x.dims)]
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
+    _ = try infer(InferenceInputs(types: inputs.map { $0?.type }))
     let x = try inputs.required(0)
     let scale = try inputs.required(1)
     let layout = try QuantizationLayout(x.shape, scale: scale, axis: axis, blockSize: blockSize)
@@ -184,10 +197,12 @@ public struct DynamicQuantizeLinear: Operator {
   public var attributes: Attributes { [:] }
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
-    [typed(.uint8, try inputs.tensor(0).dims), typed(.float32, []), typed(.uint8, [])]
+    try inputs.requireFloat(0)
+    return [typed(.uint8, try inputs.tensor(0).dims), typed(.float32, []), typed(.uint8, [])]
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
+    _ = try infer(InferenceInputs(types: inputs.map { $0?.type }))
     let x = try inputs.required(0)
     let values = x.floats()
     let low = values.reduce(Float(0)) { min($0, $1) }
@@ -222,6 +237,9 @@ public struct MatMulInteger: CostedOperator {
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let a = try inputs.tensor(0)
     let b = try inputs.tensor(1)
+    guard a.dataType.isInteger, b.dataType.isInteger else {
+      throw ApusError(.typeMismatch, "an integer product of \(a) and \(b)")
+    }
     guard let left = a.dims, let right = b.dims else { return [typed(.int32, nil)] }
     return [typed(.int32, try MatMul.resultDims(left, right))]
   }
@@ -231,6 +249,7 @@ public struct MatMulInteger: CostedOperator {
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
+    _ = try infer(InferenceInputs(types: inputs.map { $0?.type }))
     let a = try centred(try inputs.required(0), try inputs.optional(2), alongRows: true)
     let b = try centred(try inputs.required(1), try inputs.optional(3), alongRows: false)
     return [.tensor(try ReferenceProduct(a, b).evaluate())]
@@ -240,6 +259,9 @@ public struct MatMulInteger: CostedOperator {
   {
     let values = tensor.integers()
     let zeros = zero?.integers() ?? [0]
+    guard zero?.dataType.isInteger ?? true else {
+      throw ApusError(.typeMismatch, "the zero points are not integers")
+    }
     let columns = tensor.shape.last ?? 1
     let rows = tensor.rank > 1 ? tensor.shape[tensor.rank - 2] : 1
     guard zeros.count == 1 || zeros.count == (alongRows ? rows : columns) else {
@@ -247,7 +269,7 @@ public struct MatMulInteger: CostedOperator {
     }
     let result = values.indices.map { index in
       let line = alongRows ? index / max(1, columns) % max(1, rows) : index % max(1, columns)
-      return values[index] - (zeros.count == 1 ? zeros[0] : zeros[line])
+      return values[index] &- (zeros.count == 1 ? zeros[0] : zeros[line])
     }
     return try Tensor(result, .int32, shape: tensor.shape)
   }

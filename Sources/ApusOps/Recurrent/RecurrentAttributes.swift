@@ -74,6 +74,9 @@ public struct RecurrentAttributes: Sendable, Hashable {
     guard hiddenSize > 0, hiddenSize < 1 << 31 else {
       throw ApusError(.invalidAttribute, "'hidden_size' is \(hiddenSize)")
     }
+    guard layout == 0 || layout == 1 else {
+      throw ApusError(.invalidAttribute, "'layout' is \(layout), not 0 or 1")
+    }
     guard let dims = x.dims else {
       return Array(repeating: typed(x.dataType, nil), count: 1 + stateCount)
     }
@@ -99,37 +102,53 @@ public struct RecurrentAttributes: Sendable, Hashable {
 
 /// An activation function of a recurrent cell.
 struct CellActivation {
-  private let kind: String
+  private enum Kind: String {
+    case sigmoid, tanh, relu, affine, leakyrelu, thresholdedrelu, scaledtanh, hardsigmoid, elu
+    case softsign, softplus
+
+    /// The parameters it takes and what they are when none are given.
+    var defaults: (alpha: Double?, beta: Double?) {
+      switch self {
+      case .affine: (1, 0)
+      case .leakyrelu: (0.01, nil)
+      case .thresholdedrelu, .elu: (1, nil)
+      case .scaledtanh: (1, 1)
+      case .hardsigmoid: (0.2, 0.5)
+      case .sigmoid, .tanh, .relu, .softsign, .softplus: (nil, nil)
+      }
+    }
+  }
+
+  private let kind: Kind
   private let alpha: Double
   private let beta: Double
 
-  init(_ name: String, alpha: Double?, beta: Double?) throws(ApusError) {
-    kind = name.lowercased()
-    let defaults: [String: (Double, Double)] = [
-      "affine": (1, 0), "leakyrelu": (0.01, 0), "thresholdedrelu": (1, 0), "scaledtanh": (1, 1),
-      "hardsigmoid": (0.2, 0.5), "elu": (1, 0),
-    ]
-    let known = ["relu", "tanh", "sigmoid", "softsign", "softplus"]
-    guard known.contains(kind) || defaults[kind] != nil else {
+  /// The function of this name; one that has parameters takes them off the front of the lists.
+  init(_ name: String, alphas: inout ArraySlice<Double>, betas: inout ArraySlice<Double>)
+    throws(ApusError)
+  {
+    guard let kind = Kind(rawValue: name.lowercased()) else {
       throw ApusError(.invalidAttribute, "there is no activation function '\(name)'")
     }
-    self.alpha = alpha ?? defaults[kind]?.0 ?? 0
-    self.beta = beta ?? defaults[kind]?.1 ?? 0
+    self.kind = kind
+    let defaults = kind.defaults
+    alpha = defaults.alpha.map { alphas.popFirst() ?? $0 } ?? 0
+    beta = defaults.beta.map { betas.popFirst() ?? $0 } ?? 0
   }
 
   func callAsFunction(_ x: Double) -> Double {
     switch kind {
-    case "sigmoid": RealMath.sigmoid(x)
-    case "tanh": RealMath.hyperbolicTangent(x)
-    case "relu": max(0, x)
-    case "affine": alpha * x + beta
-    case "leakyrelu": x >= 0 ? x : alpha * x
-    case "thresholdedrelu": x > alpha ? x : 0
-    case "scaledtanh": alpha * RealMath.hyperbolicTangent(beta * x)
-    case "hardsigmoid": max(0, min(1, alpha * x + beta))
-    case "elu": x >= 0 ? x : alpha * (RealMath.exponential(x) - 1)
-    case "softsign": x / (1 + abs(x))
-    default: max(x, 0) + RealMath.logarithm(1 + RealMath.exponential(-abs(x)))
+    case .sigmoid: RealMath.sigmoid(x)
+    case .tanh: RealMath.hyperbolicTangent(x)
+    case .relu: max(0, x)
+    case .affine: alpha * x + beta
+    case .leakyrelu: x >= 0 ? x : alpha * x
+    case .thresholdedrelu: x > alpha ? x : 0
+    case .scaledtanh: alpha * RealMath.hyperbolicTangent(beta * x)
+    case .hardsigmoid: max(0, min(1, alpha * x + beta))
+    case .elu: x >= 0 ? x : alpha * (RealMath.exponential(x) - 1)
+    case .softsign: x / (1 + abs(x))
+    case .softplus: max(x, 0) + RealMath.logarithm(1 + RealMath.exponential(-abs(x)))
     }
   }
 }

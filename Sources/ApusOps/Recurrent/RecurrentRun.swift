@@ -122,17 +122,18 @@ struct RecurrentRun {
     cellState = peephole ? try state(6, "initial_c") : zero
     peepholes = peephole ? try checked(7, "P", directions * 3 * hidden) : nil
     var functions: [CellActivation] = []
-    for direction in 0..<directions {
-      for index in defaults.indices {
-        let position = direction * defaults.count + index
-        let given = attributes.activations
-        func parameter(_ list: [Double]) -> Double? { position < list.count ? list[position] : nil }
-        functions.append(
-          try CellActivation(
-            position < given.count ? given[position] : defaults[index],
-            alpha: parameter(attributes.activationAlpha),
-            beta: parameter(attributes.activationBeta)))
-      }
+    let given = attributes.activations
+    guard given.isEmpty || given.count == directions * defaults.count else {
+      throw ApusError(
+        .invalidAttribute, "\(given.count) activations, \(directions * defaults.count) are needed")
+    }
+    var alphas = attributes.activationAlpha[...]
+    var betas = attributes.activationBeta[...]
+    for index in 0..<(directions * defaults.count) {
+      functions.append(
+        try CellActivation(
+          given.isEmpty ? defaults[index % defaults.count] : given[index], alphas: &alphas,
+          betas: &betas))
     }
     activations = functions
   }

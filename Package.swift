@@ -10,6 +10,16 @@ let settings: [SwiftSetting] = [
   .enableUpcomingFeature("ExistentialAny"),
 ]
 
+// Every target names all modules it imports, not only the nearest: the build then knows what to compile
+// again when a lower one changes.
+
+/// The modules that describe data and graphs.
+let base: [Target.Dependency] = ["ApusBase", "ApusTensor", "ApusGraph"]
+/// `base` and the operators.
+let core: [Target.Dependency] = base + ["ApusOps"]
+/// What users of the library import, with what it re-exports.
+let library: [Target.Dependency] = core + ["ApusEngine", "ApusONNX", "Apus"]
+
 /// The library targets in dependency order; ARCHITECTURE.md has the same table with a sentence each.
 let package = Package(
   name: "Apus",
@@ -27,44 +37,62 @@ let package = Package(
     .target(name: "CApusShims"),
     .target(name: "ApusBase", dependencies: ["CApusShims"], swiftSettings: settings),
     .target(name: "ApusTensor", dependencies: ["ApusBase"], swiftSettings: settings),
-    .target(name: "ApusGraph", dependencies: ["ApusTensor"], swiftSettings: settings),
-    .target(name: "ApusOps", dependencies: ["ApusGraph"], swiftSettings: settings),
+    .target(name: "ApusGraph", dependencies: ["ApusBase", "ApusTensor"], swiftSettings: settings),
+    .target(name: "ApusOps", dependencies: base, swiftSettings: settings),
     .target(
       name: "ApusProto",
       dependencies: [.product(name: "SwiftProtobuf", package: "swift-protobuf")],
       exclude: ["onnx.proto"],
       swiftSettings: settings),
-    .target(name: "ApusONNX", dependencies: ["ApusOps", "ApusProto"], swiftSettings: settings),
-    .target(name: "ApusOptimize", dependencies: ["ApusOps"], swiftSettings: settings),
-    .target(name: "ApusKernel", dependencies: ["ApusOps"], swiftSettings: settings),
+    .target(name: "ApusONNX", dependencies: core + ["ApusProto"], swiftSettings: settings),
+    .target(name: "ApusOptimize", dependencies: core, swiftSettings: settings),
+    .target(name: "ApusKernel", dependencies: core, swiftSettings: settings),
     .target(name: "ApusX86", dependencies: ["ApusBase"], swiftSettings: settings),
-    .target(name: "ApusCPU", dependencies: ["ApusKernel", "ApusX86"], swiftSettings: settings),
     .target(
-      name: "ApusEngine", dependencies: ["ApusOptimize", "ApusKernel", "ApusCPU"],
+      name: "ApusCPU", dependencies: core + ["CApusShims", "ApusKernel", "ApusX86"], swiftSettings: settings),
+    .target(
+      name: "ApusEngine", dependencies: core + ["ApusOptimize", "ApusKernel", "ApusCPU"],
       swiftSettings: settings),
-    .target(name: "Apus", dependencies: ["ApusEngine", "ApusONNX"], swiftSettings: settings),
+    .target(
+      name: "Apus", dependencies: core + ["ApusEngine", "ApusONNX"], swiftSettings: settings),
     .systemLibrary(name: "CApus", path: "include"),
-    .target(name: "ApusC", dependencies: ["Apus", "CApus"], swiftSettings: settings),
+    .target(name: "ApusC", dependencies: library + ["CApus"], swiftSettings: settings),
     .executableTarget(
       name: "ApusCLI",
-      dependencies: [
-        "Apus", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      dependencies: library + [
+        .product(name: "ArgumentParser", package: "swift-argument-parser")
       ],
       swiftSettings: settings),
     .target(
-      name: "ApusTestSupport", dependencies: ["Apus"], path: "Tests/ApusTestSupport",
+      name: "ApusTestSupport", dependencies: library + ["ApusKernel"], path: "Tests/ApusTestSupport",
       swiftSettings: settings),
-    .testTarget(name: "ApusX86Tests", dependencies: ["ApusX86"], swiftSettings: settings),
-    .testTarget(name: "ApusCPUTests", dependencies: ["ApusCPU", "ApusTestSupport"], swiftSettings: settings),
-    .testTarget(name: "ApusBaseTests", dependencies: ["ApusBase", "ApusTensor"], swiftSettings: settings),
-    .testTarget(name: "ApusGraphTests", dependencies: ["ApusGraph", "ApusTestSupport"], swiftSettings: settings),
-    .testTarget(name: "ApusOpsTests", dependencies: ["ApusOps", "ApusTestSupport"], swiftSettings: settings),
     .testTarget(
-      name: "ApusONNXTests", dependencies: ["Apus", "ApusONNX", "ApusProto", "ApusTestSupport"], swiftSettings: settings),
+      name: "ApusX86Tests", dependencies: ["ApusBase", "ApusX86"], swiftSettings: settings),
     .testTarget(
-      name: "ApusOptimizeTests", dependencies: ["ApusOptimize", "ApusTestSupport"],
+      name: "ApusCPUTests",
+      dependencies: library + ["ApusKernel", "ApusX86", "ApusCPU", "ApusTestSupport"],
       swiftSettings: settings),
-    .testTarget(name: "ApusEngineTests", dependencies: ["Apus", "ApusTestSupport"], swiftSettings: settings),
-    .testTarget(name: "ModelTests", dependencies: ["Apus", "ApusTestSupport"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusBaseTests", dependencies: ["ApusBase", "ApusTensor"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusGraphTests", dependencies: library + ["ApusTestSupport"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "ApusOpsTests", dependencies: library + ["ApusTestSupport"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusONNXTests", dependencies: library + ["ApusProto", "ApusTestSupport"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "ApusOptimizeTests", dependencies: library + ["ApusOptimize", "ApusTestSupport"],
+      swiftSettings: settings),
+    .target(name: "CMallocCounter", path: "Tests/CMallocCounter"),
+    .testTarget(
+      name: "ApusEngineTests",
+      dependencies: library + [
+        "ApusOptimize", "ApusKernel", "ApusCPU", "ApusTestSupport", "CMallocCounter",
+      ],
+      swiftSettings: settings),
+    .testTarget(
+      name: "ModelTests", dependencies: library + ["ApusTestSupport"], swiftSettings: settings),
   ]
 )

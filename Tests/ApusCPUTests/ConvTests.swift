@@ -5,7 +5,7 @@ import ApusBase
 import ApusGraph
 import Testing
 
-@testable import ApusCPU
+import ApusCPU
 
 /// A convolution given by its input and window; `pad` is top, left, bottom, right.
 func convShape(

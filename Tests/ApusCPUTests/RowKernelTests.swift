@@ -5,7 +5,7 @@ import ApusBase
 import ApusGraph
 import Testing
 
-@testable import ApusCPU
+import ApusCPU
 
 #if canImport(Glibc)
   import Glibc

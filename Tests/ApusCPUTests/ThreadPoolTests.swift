@@ -4,7 +4,7 @@
 import Synchronization
 import Testing
 
-@testable import ApusCPU
+import ApusCPU
 
 @Suite struct ThreadPoolTests {
   @Test func everyTaskRunsOnce() {

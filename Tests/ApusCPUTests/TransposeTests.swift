@@ -3,7 +3,7 @@
 
 import Testing
 
-@testable import ApusCPU
+import ApusCPU
 
 @Suite struct TransposeTests {
   private let pool = ThreadPool(threadCount: 2)

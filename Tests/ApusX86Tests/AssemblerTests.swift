@@ -4,7 +4,7 @@
 import ApusBase
 import Testing
 
-@testable import ApusX86
+import ApusX86
 
 @Suite struct AssemblerTests {
   @Test func encodingsMatchTheGNUAssembler() throws {

@@ -1,7 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
-@testable import ApusX86
+import ApusX86
 
 private func x(_ number: Int) -> Vec { .xmm(number) }
 private func y(_ number: Int) -> Vec { .ymm(number) }

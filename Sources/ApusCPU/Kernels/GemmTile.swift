@@ -27,35 +27,43 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
     return shapes.map { GemmTile(rows: $0.0, vectors: $0.1) }
   }
 
-  /// A good tile for `n` columns and rows that come in runs of `run` (all rows of a matrix, or the
-  /// pixels of one output row), `stride` elements apart.
+  /// The share of the peak that this tile reaches for `n` columns and rows that come in runs of `run`
+  /// (all rows of a matrix, or the pixels of one output row), `stride` elements apart in A. Fitted to
+  /// measurements.
+  package func efficiency(run: Int, n: Int, stride: Int, isa: ISA) -> Double {
+    let used = (n + isa.lanes - 1) / isa.lanes
+    let tiles = (run + rows - 1) / rows
+    let height = Double(run) / Double(tiles)
+    // Columns in use, averaged over the panels.
+    let columns = Double(used) / Double((used + vectors - 1) / vectors)
+    // Accumulators enough to cover the latency of a multiply-add; loads of B per multiply-add fall
+    // with the rows, loads of A with the columns.
+    let inFlight = isa == .avx512 ? 6.0 : 10.0
+    let loads = isa == .avx512 ? 1 / (1 + 0.3 / height) : 1 / (0.5 / height + 0.5 / columns + 0.5)
+    var result = min(1, height * columns / inFlight) * min(1, loads)
+    result *= 1 + 0.002 * (height * columns - 28)
+    // Many rows touch many pages and cache sets at once.
+    result *= 1 - 0.003 * max(0, height - 7)
+    return height > Double(Self.rowLimit(stride: stride)) ? result * 0.5 : result
+  }
+
+  /// Rows whose distance divides 4 KB fall into few sets of the first-level cache; with more of them
+  /// than it has ways, they evict each other.
+  private static func rowLimit(stride: Int) -> Int {
+    let step = stride % 1024 == 0 ? 1024 : max(16, stride & -stride)
+    return 7 * (1024 / step)
+  }
+
+  /// The most efficient tile of the candidates, its rows limited by the cache.
   package static func choose(run: Int, n: Int, stride: Int, isa: ISA) -> GemmTile {
-    // Rows whose distance divides 4 KB fall into few sets of the first-level cache; more of them than
-    // it has ways would evict each other.
-    let (period, lines) = (1024, stride % 1024 == 0 ? 1024 : stride & -stride)
-    let rowLimit = max(1, 7 * (period / min(period, max(16, lines))))
-    let vectors = (n + isa.lanes - 1) / isa.lanes
+    let used = (n + isa.lanes - 1) / isa.lanes
     var best = GemmTile(rows: 1, vectors: 1)
     var bestScore = -1.0
     for candidate in candidates(isa) {
-      var tile = candidate
-      tile.rows = min(tile.rows, rowLimit)
-      let tiles = (run + tile.rows - 1) / tile.rows
-      let rows = Double(run) / Double(tiles)
-      // Columns in use, averaged over the panels.
-      let panels = (vectors + tile.vectors - 1) / tile.vectors
-      let columns = Double(vectors) / Double(panels)
-      let inFlight = isa == .avx512 ? 6.0 : 10.0
-      // Loads of B per multiply-add fall with the rows, loads of A with the columns.
-      let loads = isa == .avx512 ? 1 / (1 + 0.3 / rows) : 1 / (0.5 / rows + 0.5 / columns + 0.5)
-      var score = min(1, rows * columns / inFlight) * min(1, loads)
-      score += 0.002 * rows * columns
-      // Many rows touch many pages and cache sets at once.
-      score *= 1 - 0.003 * max(0, rows - 7)
-      if score > bestScore {
-        bestScore = score
-        best = GemmTile(rows: tile.rows, vectors: min(vectors, tile.vectors))
-      }
+      let tile = GemmTile(
+        rows: min(candidate.rows, rowLimit(stride: stride)), vectors: min(used, candidate.vectors))
+      let score = tile.efficiency(run: run, n: n, stride: stride, isa: isa)
+      if score > bestScore { (bestScore, best) = (score, tile) }
     }
     return best
   }

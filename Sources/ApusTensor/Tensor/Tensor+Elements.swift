@@ -75,6 +75,9 @@ extension Tensor {
     }
     try self.init(dataType, shape: shape)
     let count = self.count
+    guard values.count != count * 2 || dataType.isComplex || count == 0 else {
+      throw ApusError(.typeMismatch, "complex numbers where real ones are wanted")
+    }
     guard values.count == (dataType.isComplex ? count * 2 : count) else {
       throw ApusError(.internalError, "\(values.count) values for the shape \(shape)")
     }

@@ -41,13 +41,16 @@ struct ConvTactic: Tactic {
     guard case .success(let conv) = ConvProblem.read(problem) else { return .infinity }
     let shape = conv.shape
     let isProduct = shape.kernelHeight * shape.kernelWidth * shape.strideHeight * shape.strideWidth == 1
-    // Tiles of a 1x1 convolution run on over rows, others end with each row.
-    let rows = isProduct ? shape.batch * shape.outHeight * shape.outWidth : shape.outWidth
-    let times = isProduct ? 1 : shape.batch * shape.outHeight
-    return Double(times * shape.groups)
+    let tile = GemmTile(configuration)
+    // Tiles of a 1x1 convolution run on over rows, others end with a row or with a few short ones.
+    let together = min(shape.outHeight, max(1, tile.rows / shape.outWidth))
+    let rows =
+      isProduct ? shape.batch * shape.outHeight * shape.outWidth : shape.outWidth * together
+    let times = isProduct ? 1 : Double(shape.batch * shape.outHeight) / Double(together)
+    return times * Double(shape.groups)
       * GemmEstimate.seconds(
         rows: rows, columns: shape.outChannels / shape.groups, depth: shape.depth,
-        tile: GemmTile(configuration), isa: isa)
+        stride: shape.strideWidth * shape.inChannels, tile: tile, isa: isa)
   }
 
   func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)

@@ -69,7 +69,8 @@ struct BatchedMatMulTactic: Tactic {
     let batch = shape.batch.reduce(1, *)
     return Double(batch)
       * (GemmEstimate.seconds(
-        rows: shape.m, columns: shape.n, depth: shape.k, tile: GemmTile(configuration), isa: isa)
+        rows: shape.m, columns: shape.n, depth: shape.k, stride: shape.k,
+        tile: GemmTile(configuration), isa: isa)
         + Double(shape.k * shape.n) * 2e-10)
   }
 

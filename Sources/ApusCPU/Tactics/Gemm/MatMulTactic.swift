@@ -59,7 +59,8 @@ struct MatMulTactic: Tactic {
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
     guard let sizes = sizes(AnchoredProblem(problem)) else { return .infinity }
     return GemmEstimate.seconds(
-      rows: sizes.m, columns: sizes.n, depth: sizes.k, tile: GemmTile(configuration), isa: isa)
+      rows: sizes.m, columns: sizes.n, depth: sizes.k, stride: sizes.k,
+      tile: GemmTile(configuration), isa: isa)
   }
 
   func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
@@ -98,18 +99,14 @@ extension GemmTile {
   }
 }
 
-/// The cost model of the broadcast-FMA kernels: padded multiplications at the rate that the tile's
-/// ratio of arithmetic to loads allows. It only orders candidates; measurement decides.
+/// The cost model of the broadcast-FMA kernels: multiplications at the rate the tile reaches. It only
+/// orders candidates; measurement decides.
 enum GemmEstimate {
-  static func seconds(rows: Int, columns: Int, depth: Int, tile: GemmTile, isa: ISA) -> Double {
-    let lanes = isa == .avx512 ? 16.0 : 8.0
-    let width = tile.vectors * Int(lanes)
-    let paddedRows = Double((rows + tile.rows - 1) / tile.rows * tile.rows)
-    let paddedColumns = Double((columns + width - 1) / width * width)
-    let products = Double(tile.rows * tile.vectors)
-    // Loads beside arithmetic, and accumulators enough to cover the latency of a multiply-add.
-    let loads = Double(tile.rows + tile.vectors)
-    let efficiency = min(1, products / 10) * products / (products + 0.25 * loads)
-    return paddedRows * paddedColumns * Double(depth) / (60e9 * efficiency)
+  /// The time of a product whose rows come in runs of `rows`, `stride` elements apart.
+  static func seconds(
+    rows: Int, columns: Int, depth: Int, stride: Int, tile: GemmTile, isa: ISA
+  ) -> Double {
+    let efficiency = tile.efficiency(run: rows, n: columns, stride: stride, isa: isa)
+    return Double(rows) * Double(columns) * Double(depth) / (60e9 * max(0.01, efficiency))
   }
 }

@@ -20,8 +20,8 @@ package final class ExecutableMemory: Sendable {
   package let byteCount: Int
   private let mappedByteCount: Int
 
-  /// Copies `code` to new pages and makes them executable.
-  package init(_ code: [UInt8]) throws(ApusError) {
+  /// Copies `code` to new pages and makes them executable. Profilers are told `name`.
+  package init(_ code: [UInt8], name: String) throws(ApusError) {
     let page = max(4096, Int(sysconf(Int32(_SC_PAGESIZE))))
     let size = max(page, (code.count + page - 1) / page * page)
     let mapping = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
@@ -40,6 +40,7 @@ package final class ExecutableMemory: Sendable {
     entry = UInt(bitPattern: mapping)
     byteCount = code.count
     mappedByteCount = size
+    CodeListing.add(name, code, at: entry)
   }
 
   /// The entry as a C function pointer type.

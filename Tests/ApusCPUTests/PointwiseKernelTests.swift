@@ -91,8 +91,12 @@ let testedISAs: [ISA] =
   @Test(arguments: testedISAs) func powersFollowTheRules(isa: ISA) throws {
     let kernel = try PointwiseKernel(
       .binary(.power, .input(0), .input(1)), operands: [.contiguous, .contiguous], isa: isa)
-    let bases: [Float] = [0, 1, -1, 2, -2, 0.5, 10, -3, .infinity, 1.7]
-    let exponents: [Float] = [0, 1, 2, 3, -1, -2, 0.5, -0.5, 2.5, 7]
+    let bases: [Float] = [
+      0, -0.0, 1, -1, 2, -2, 0.5, -0.5, 10, -3, .infinity, -.infinity, 1.7, .nan,
+    ]
+    let exponents: [Float] = [
+      0, 1, 2, 3, -1, -2, -3, 0.5, -0.5, 2.5, 7, 1e9, .infinity, -.infinity, .nan,
+    ]
     let count = bases.count * exponents.count
     let a = GuardedBuffer(count: count) { bases[$0 / exponents.count] }
     let b = GuardedBuffer(count: count) { exponents[$0 % exponents.count] }
@@ -103,11 +107,15 @@ let testedISAs: [ISA] =
     for index in 0..<count {
       let exact = pow(Double(a[index]), Double(b[index]))
       #expect(ulps(result[index], exact) < 40, "pow(\(a[index]), \(b[index])) = \(result[index])")
+      #expect(exact.isNaN || result[index].sign == exact.sign, "pow(\(a[index]), \(b[index]))")
     }
     for exponent in [2.0, 3, -1, -2, 0.5, -0.5, 5] {
-      let got = try apply(.binary(.power, x, .const(exponent)), [1.25, 3, 0.1], isa)
-      for (value, base) in zip(got, [1.25, 3, Float(0.1)]) {
-        #expect(ulps(value, pow(Double(base), exponent)) < 6)
+      let some: [Float] = [1.25, 3, 0.1, 0, -0.0, -2, .infinity, -.infinity]
+      let got = try apply(.binary(.power, x, .const(exponent)), some, isa)
+      for (value, base) in zip(got, some) {
+        let exact = pow(Double(base), exponent)
+        #expect(ulps(value, exact) < 6, "pow(\(base), \(exponent)) = \(value)")
+        #expect(exact.isNaN || value.sign == exact.sign, "pow(\(base), \(exponent)) = \(value)")
       }
     }
   }

@@ -11,8 +11,7 @@ import ApusCPU
     let pool = ThreadPool(threadCount: 4)
     for count in [0, 1, 2, 3, 17, 1000] {
       let total = Atomic<Int>(0)
-      pool.parallelFor(count) { task, thread in
-        #expect(thread < 4)
+      pool.parallelFor(count, ()) { _, task in
         total.wrappingAdd(task + 1, ordering: .relaxed)
       }
       #expect(total.load(ordering: .relaxed) == count * (count + 1) / 2)
@@ -23,7 +22,7 @@ import ApusCPU
     let pool = ThreadPool(threadCount: 3)
     let total = Atomic<Int>(0)
     for round in 0..<20_000 {
-      pool.parallelFor(3) { _, _ in total.wrappingAdd(1, ordering: .relaxed) }
+      pool.parallelFor(3, ()) { _, _ in total.wrappingAdd(1, ordering: .relaxed) }
       if round % 5000 == 0 {
         var waste = 0.0
         for index in 0..<300_000 { waste += Double(index).squareRoot() }
@@ -36,9 +35,8 @@ import ApusCPU
   @Test func nestedCallsRunInline() {
     let pool = ThreadPool(threadCount: 2)
     let total = Atomic<Int>(0)
-    pool.parallelFor(4) { _, _ in
-      pool.parallelFor(5) { _, thread in
-        #expect(thread == 0)
+    pool.parallelFor(4, ()) { _, _ in
+      pool.parallelFor(5, ()) { _, _ in
         total.wrappingAdd(1, ordering: .relaxed)
       }
     }

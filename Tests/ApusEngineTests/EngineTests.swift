@@ -129,9 +129,9 @@ import Testing
     }
   }
 
-  @Test func runningAgainAllocatesNothing() throws {
+  @Test(arguments: [1, 2]) func runningAgainAllocatesNothing(threads: Int) throws {
     var configuration = BuilderConfiguration()
-    configuration.threadCount = 1
+    configuration.threadCount = threads
     let context = try Builder(configuration).build(try SmallNetworks.residual()).makeContext()
     try context.bindInput("x", try input([2, 3, 13, 11]))
     for _ in 0..<3 { try context.execute() }

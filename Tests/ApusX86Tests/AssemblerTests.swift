@@ -47,7 +47,7 @@ import ApusX86
       assembler.bind(forward)
       assembler.add(.rax, assembler.constant(words: [1000, 0]))
       assembler.ret()
-      let memory = try ExecutableMemory(assembler.finish())
+      let memory = try ExecutableMemory(assembler.finish(), name: "test")
       let function = memory.function(as: (@convention(c) (Int) -> Int).self)
       #expect(function(10) == 1055)
       #expect(function(0) == 1000)
@@ -64,7 +64,7 @@ import ApusX86
       assembler.vmulps(.xmm(0), .xmm(0), two)
       assembler.vmovups(Address(.rdi), .xmm(0))
       assembler.ret()
-      let memory = try ExecutableMemory(assembler.finish())
+      let memory = try ExecutableMemory(assembler.finish(), name: "test")
       let function = memory.function(
         as: (@convention(c) (UnsafeMutablePointer<Float>) -> Void).self)
       var result = [Float](repeating: 0, count: 4)

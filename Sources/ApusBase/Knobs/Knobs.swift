@@ -6,7 +6,7 @@ public enum Knobs {
   /// How much the build and the run print to standard error.
   public static let debug = Knob(
     "APUS_DEBUG", default: "0",
-    "1 phases and devices, 2 per-kernel times, 3 rewrites, 4 tactics, 5 graphs, 6 generated code")
+    "1 phases, 2 plans for new shapes, 3 rewrites and refusals, 4 timed tactics; on standard error")
   /// Where graph dumps go.
   public static let dump = Knob(
     "APUS_DUMP", default: "", "folder for the graph after every pass that changed it")
@@ -22,7 +22,7 @@ public enum Knobs {
   /// Verification level.
   public static let verify = Knob(
     "APUS_VERIFY", default: "0",
-    "1 verify the graph around every pass, 2 also compare with the reference interpreter")
+    "2 compares the graph before and after every pass in the reference interpreter; its structure is always verified")
   /// Tactic sources in force.
   public static let tacticSources = Knob(
     "APUS_TACTIC_SOURCES", default: "", "comma-separated tactic sources to use (jit, native, portable)")

@@ -147,14 +147,15 @@ package final class ConvPlan: Sendable {
     }
   }
 
-  /// Convolves. `operands` holds the addresses of the epilogue's extra operands.
+  /// Convolves. `operands` holds the addresses of the epilogue's extra operands; `workspace` has
+  /// `workspaceByteCount` bytes.
   package func run(
     input: UnsafeRawPointer, packedWeights: UnsafeRawPointer, output: UnsafeMutableRawPointer,
-    operands: UnsafePointer<UnsafeRawPointer>? = nil, workspace: UnsafeMutableRawPointer? = nil,
+    operands: UnsafePointer<UnsafeRawPointer>? = nil, workspace: UnsafeMutableRawPointer,
     pool: ThreadPool
   ) {
     var source = input
-    if workspaceByteCount > 0, let workspace {
+    if workspaceByteCount > 0 {
       Self.pad(shape, input, into: workspace, pool)
       source = UnsafeRawPointer(workspace)
     }
@@ -166,27 +167,35 @@ package final class ConvPlan: Sendable {
     _ shape: ConvShape, _ input: UnsafeRawPointer, into padded: UnsafeMutableRawPointer,
     _ pool: ThreadPool
   ) {
+    let rowsPerTask = max(1, 65536 / (shape.paddedWidth * shape.inChannels * 4))
+    let rows = shape.batch * shape.paddedHeight
+    pool.parallelFor(
+      (rows + rowsPerTask - 1) / rowsPerTask, (shape, input, padded, rows, rowsPerTask)
+    ) { context, task in
+      let (shape, input, padded, rows, rowsPerTask) = context
+      for row in task * rowsPerTask..<min(rows, (task + 1) * rowsPerTask) {
+        padRow(row, shape, input, padded)
+      }
+    }
+  }
+
+  private static func padRow(
+    _ row: Int, _ shape: ConvShape, _ input: UnsafeRawPointer, _ padded: UnsafeMutableRawPointer
+  ) {
     let pixel = shape.inChannels * 4
     let rowBytes = shape.paddedWidth * pixel
     let left = shape.padLeft * pixel
     let copied = max(0, min(shape.inWidth, shape.paddedWidth - shape.padLeft)) * pixel
-    let rowsPerTask = max(1, 65536 / rowBytes)
-    let rows = shape.batch * shape.paddedHeight
-    pool.parallelFor((rows + rowsPerTask - 1) / rowsPerTask) { task, _ in
-      for row in task * rowsPerTask..<min(rows, (task + 1) * rowsPerTask) {
-        let target = padded + row * rowBytes
-        let image = row / shape.paddedHeight
-        let y = row % shape.paddedHeight - shape.padTop
-        guard y >= 0, y < shape.inHeight, copied > 0 else {
-          memset(target, 0, rowBytes)
-          continue
-        }
-        if left > 0 { memset(target, 0, left) }
-        memcpy(
-          target + left, input + (image * shape.inHeight + y) * shape.inWidth * pixel, copied)
-        let right = rowBytes - left - copied
-        if right > 0 { memset(target + left + copied, 0, right) }
-      }
+    let target = padded + row * rowBytes
+    let image = row / shape.paddedHeight
+    let y = row % shape.paddedHeight - shape.padTop
+    guard y >= 0, y < shape.inHeight, copied > 0 else {
+      memset(target, 0, rowBytes)
+      return
     }
+    if left > 0 { memset(target, 0, left) }
+    memcpy(target + left, input + (image * shape.inHeight + y) * shape.inWidth * pixel, copied)
+    let right = rowBytes - left - copied
+    if right > 0 { memset(target + left + copied, 0, right) }
   }
 }

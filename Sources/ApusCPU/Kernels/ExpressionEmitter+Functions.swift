@@ -293,21 +293,30 @@ extension ExpressionEmitter {
     let r = try logarithm(size)
     code.vmulps(r, r, y.register)
     try exponential(r)
-    // A negative base: NaN unless the exponent is whole, negative if it is odd.
     let t = try allocate()
-    code.vroundps(t, y.register, 3)
-    load(0x7FC0_0000, into: size)
-    try choose(size, .equal, t, y.register, yes: r, no: size)
-    code.vmulps(t, t, constant(0.5))
     let u = try allocate()
+    // |x| of one to an infinite power: 0 times infinity above.
+    load(Float(1).bitPattern, into: t)
+    code.vandps(u, y.register, constant(bits: 0x7FFF_FFFF))
+    try choose(u, .equal, u, constant(.infinity), yes: t, no: r)
+    code.vandps(size, x.register, constant(bits: 0x7FFF_FFFF))
+    try choose(r, .equal, size, t, yes: u, no: r)
+    // An odd exponent keeps the sign of the base, that of zero and infinity too. Half of an odd number
+    // has a fraction of one half; infinity minus infinity is not above zero.
+    code.vroundps(size, y.register, 3)
+    code.vmulps(t, size, constant(0.5))
     code.vroundps(u, t, 3)
     code.vsubps(t, t, u)
-    code.vxorps(u, r, constant(bits: 0x8000_0000))
-    try choose(size, .notEqual, t, constant(0), yes: u, no: size)
-    code.vroundps(t, y.register, 3)
-    load(0x7FC0_0000, into: u)
-    try choose(size, .notEqual, t, y.register, yes: u, no: size)
-    try choose(r, .less, x.register, constant(0), yes: size, no: r)
+    code.vandps(t, t, constant(bits: 0x7FFF_FFFF))
+    code.vandps(u, x.register, constant(bits: 0x8000_0000))
+    code.vxorps(u, u, r)
+    try choose(u, .greater, t, constant(0), yes: u, no: r)
+    try choose(r, .equal, size, y.register, yes: u, no: r)
+    // A finite negative base to a broken exponent is not a number.
+    load(0x7FC0_0000, into: t)
+    try choose(t, .equal, size, y.register, yes: r, no: t)
+    try choose(t, .less, x.register, constant(0), yes: t, no: r)
+    try choose(r, .equal, x.register, constant(-.infinity), yes: r, no: t)
     load(Float(1).bitPattern, into: u)
     try choose(r, .equal, y.register, constant(0), yes: u, no: r)
     try choose(r, .equal, x.register, u, yes: u, no: r)
@@ -317,10 +326,24 @@ extension ExpressionEmitter {
     return Value(register: r, owned: true)
   }
 
+  /// The power of one half, which unlike the square root is +0 for -0 and infinite for minus infinity.
+  private func rootAsPower(_ x: Value) throws(ApusError) -> Value {
+    let root = try allocate()
+    assembler.vsqrtps(root, x.register)
+    assembler.vaddps(root, root, constant(0))
+    let infinity = try load(.infinity)
+    try choose(root, .equal, x.register, constant(-.infinity), yes: infinity, no: root)
+    release(infinity)
+    release(x)
+    return Value(register: root, owned: true)
+  }
+
   /// Small whole exponents and square roots without logarithms.
   private func power(_ a: ScalarExpr, constant exponent: Double) throws(ApusError) -> Value? {
-    if exponent == 0.5 { return try unary(.squareRoot, try value(a)) }
-    if exponent == -0.5 { return try unary(.reciprocalSquareRoot, try value(a)) }
+    if abs(exponent) == 0.5 {
+      let root = try rootAsPower(try value(a))
+      return exponent < 0 ? try reciprocal(root) : root
+    }
     guard exponent == exponent.rounded(), abs(exponent) <= 16, exponent != 0 else { return nil }
     let x = try value(a)
     var remaining = Int(abs(exponent))

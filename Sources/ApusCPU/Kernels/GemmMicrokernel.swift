@@ -69,7 +69,9 @@ package final class Microkernel: Sendable {
 
   /// Generates the code.
   package init(_ shape: MicrokernelShape) throws(ApusError) {
-    memory = try ExecutableMemory(MicrokernelGenerator(shape).generate())
+    memory = try ExecutableMemory(
+      MicrokernelGenerator(shape).generate(),
+      name: "product \(shape.rowOffsets.count)x\(shape.vectors) \(shape.isa.rawValue)")
     code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
   }
 }

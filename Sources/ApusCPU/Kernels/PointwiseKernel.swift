@@ -48,7 +48,8 @@ package final class PointwiseKernel: Sendable {
     self.operands = operands
     self.period = period
     self.isa = isa
-    memory = try ExecutableMemory(Self.generate(expression, operands, isa))
+    memory = try ExecutableMemory(
+      Self.generate(expression, operands, isa), name: "pointwise \(isa.rawValue)")
   }
 
   /// Elements one task computes.
@@ -60,12 +61,16 @@ package final class PointwiseKernel: Sendable {
     pool: ThreadPool
   ) {
     let code = memory.function(as: Code.self)
+    let addresses = (code, operands, result)
     // Rows keep the repeating operands in step: a task is a number of whole periods, or if the
     // period is long, a part of one.
     if let period {
       let rows = count / period
       let rowsPerTask = max(1, Self.taskElements / period)
-      pool.parallelFor((rows + rowsPerTask - 1) / rowsPerTask) { task, _ in
+      pool.parallelFor(
+        (rows + rowsPerTask - 1) / rowsPerTask, (addresses, rows, rowsPerTask, period)
+      ) { context, task in
+        let ((code, operands, result), rows, rowsPerTask, period) = context
         let end = min(rows, (task + 1) * rowsPerTask)
         for row in task * rowsPerTask..<end {
           code(operands, result + row * period * 4, period, row * period * 4)
@@ -74,7 +79,8 @@ package final class PointwiseKernel: Sendable {
       return
     }
     let tasks = (count + Self.taskElements - 1) / Self.taskElements
-    pool.parallelFor(tasks) { task, _ in
+    pool.parallelFor(tasks, (addresses, count)) { context, task in
+      let ((code, operands, result), count) = context
       let start = task * Self.taskElements
       code(operands, result + start * 4, min(Self.taskElements, count - start), start * 4)
     }

@@ -68,7 +68,7 @@ package final class RowKernel: Sendable {
       throw ApusError(.notYetSupported, "generated code needs AVX2")
     }
     var generator = RowGenerator(columns: columns, operands: operands, steps: steps, isa: isa)
-    memory = try ExecutableMemory(generator.generate())
+    memory = try ExecutableMemory(generator.generate(), name: "rows of \(columns) \(isa.rawValue)")
     self.columns = columns
     var single = false
     for case .finish in steps { single = true }
@@ -82,7 +82,10 @@ package final class RowKernel: Sendable {
   ) {
     let code = memory.function(as: Code.self)
     let perTask = max(1, 8192 / columns)
-    pool.parallelFor((rows + perTask - 1) / perTask) { task, _ in
+    pool.parallelFor(
+      (rows + perTask - 1) / perTask, (code, operands, result, rows, perTask, resultBytes)
+    ) { context, task in
+      let (code, operands, result, rows, perTask, resultBytes) = context
       let first = task * perTask
       code(operands, result + first * resultBytes, min(perTask, rows - first), first)
     }

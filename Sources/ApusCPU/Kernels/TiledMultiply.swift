@@ -133,20 +133,29 @@ package final class TiledMultiply: Sendable {
     a: UnsafeRawPointer, b: UnsafeRawPointer, c: UnsafeMutableRawPointer,
     operands: UnsafePointer<UnsafeRawPointer>?, pool: ThreadPool
   ) {
-    pool.parallelFor(plan.groups.count * blocksOfRows * panelTasks) { task, _ in
-      let columnTask = task % panelTasks
-      let block = task / panelTasks % blocksOfRows
-      let group = task / panelTasks / blocksOfRows
-      let words = Microkernel.Argument.operands + plan.operands.count
-      withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { arguments in
-        guard let arguments = arguments.baseAddress else { return }
-        let firstPanel = columnTask * panelsPerTask
-        let lastTile = min(plan.tiles.count, (block + 1) * tilesPerBlock)
-        compute(
-          group: plan.groups[group], tiles: block * tilesPerBlock..<lastTile,
-          panels: firstPanel..<min(panels, firstPanel + panelsPerTask),
-          a: Int(bitPattern: a), b: Int(bitPattern: b), c: Int(bitPattern: c), operands, arguments)
-      }
+    pool.parallelFor(plan.groups.count * blocksOfRows * panelTasks, (self, a, b, c, operands)) {
+      context, task in
+      let (multiply, a, b, c, operands) = context
+      multiply.run(
+        task, a: Int(bitPattern: a), b: Int(bitPattern: b), c: Int(bitPattern: c), operands)
+    }
+  }
+
+  private func run(
+    _ task: Int, a: Int, b: Int, c: Int, _ operands: UnsafePointer<UnsafeRawPointer>?
+  ) {
+    let columnTask = task % panelTasks
+    let block = task / panelTasks % blocksOfRows
+    let group = task / panelTasks / blocksOfRows
+    let words = Microkernel.Argument.operands + plan.operands.count
+    withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { arguments in
+      guard let arguments = arguments.baseAddress else { return }
+      let firstPanel = columnTask * panelsPerTask
+      let lastTile = min(plan.tiles.count, (block + 1) * tilesPerBlock)
+      compute(
+        group: plan.groups[group], tiles: block * tilesPerBlock..<lastTile,
+        panels: firstPanel..<min(panels, firstPanel + panelsPerTask), a: a, b: b, c: c, operands,
+        arguments)
     }
   }
 

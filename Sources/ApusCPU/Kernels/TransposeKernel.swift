@@ -30,7 +30,8 @@ package final class TransposeKernel: Sendable {
     self.columns = columns
     self.inStride = inStride
     self.outStride = outStride
-    memory = try ExecutableMemory(Self.generate(inStride: inStride * 4, outStride: outStride * 4))
+    memory = try ExecutableMemory(
+      Self.generate(inStride: inStride * 4, outStride: outStride * 4), name: "transpose")
   }
 
   /// Transposes one matrix on the calling thread.
@@ -44,8 +45,9 @@ package final class TransposeKernel: Sendable {
   ) {
     // Tasks of whole blocks of 16 rows: a cache line of the output each.
     let perTask = max(16, (65536 / columns + 15) / 16 * 16)
-    pool.parallelFor((rows + perTask - 1) / perTask) { task, _ in
-      run(input, output, rows: task * perTask..<min(rows, (task + 1) * perTask))
+    pool.parallelFor((rows + perTask - 1) / perTask, (self, input, output, perTask)) { context, task in
+      let (kernel, input, output, perTask) = context
+      kernel.run(input, output, rows: task * perTask..<min(kernel.rows, (task + 1) * perTask))
     }
   }
 

@@ -58,7 +58,7 @@ package final class WindowKernel: Sendable {
 
   /// Generates the code.
   package init(_ shape: Shape) throws(ApusError) {
-    memory = try ExecutableMemory(WindowGenerator(shape).generate())
+    memory = try ExecutableMemory(WindowGenerator(shape).generate(), name: "window \(shape.isa.rawValue)")
     code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
   }
 }

@@ -119,40 +119,52 @@ package final class WindowPlan: Sendable {
     input: UnsafeRawPointer, weights: UnsafeRawPointer? = nil, output: UnsafeMutableRawPointer,
     operands: UnsafePointer<UnsafeRawPointer>? = nil, pool: ThreadPool
   ) {
+    let blocks = (shape.outHeight + rowsPerTask - 1) / rowsPerTask
+    let addresses = Addresses(input: input, weights: weights, output: output, operands: operands)
+    pool.parallelFor(shape.batch * blocks, (self, addresses, blocks)) { context, task in
+      let (plan, addresses, blocks) = context
+      plan.run(image: task / blocks, rowBlock: task % blocks, addresses)
+    }
+  }
+
+  private struct Addresses {
+    let input: UnsafeRawPointer
+    let weights: UnsafeRawPointer?
+    let output: UnsafeMutableRawPointer
+    let operands: UnsafePointer<UnsafeRawPointer>?
+  }
+
+  private func run(image: Int, rowBlock: Int, _ addresses: Addresses) {
     let s = shape
     let pixel = s.inChannels * 4
-    let blocks = (s.outHeight + rowsPerTask - 1) / rowsPerTask
-    pool.parallelFor(s.batch * blocks) { task, _ in
-      let image = task / blocks
-      let firstRow = task % blocks * rowsPerTask
-      let words = WindowKernel.Argument.operands + self.operands.count
-      withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { buffer in
-        guard let arguments = buffer.baseAddress else { return }
-        for y in firstRow..<min(s.outHeight, firstRow + rowsPerTask) {
-          let top = y * s.strideHeight - s.padTop
-          let rows = Self.inside(
-            start: top, step: s.dilationHeight, count: s.kernelHeight, limit: s.inHeight)
-          let line = (image * s.inHeight + top + rows.lowerBound * s.dilationHeight) * s.inWidth
-          for run in runs {
-            let left =
-              run.x * s.strideWidth - s.padLeft + run.columns.lowerBound * s.dilationWidth
-            let place = ((image * s.outHeight + y) * s.outWidth + run.x) * pixel
-            arguments[WindowKernel.Argument.input] =
-              Int(bitPattern: input) + (line + left) * pixel
-            arguments[WindowKernel.Argument.weights] =
-              (weights.map { Int(bitPattern: $0) } ?? 0)
-              + (rows.lowerBound * s.kernelWidth + run.columns.lowerBound) * pixel
-            arguments[WindowKernel.Argument.output] = Int(bitPattern: output) + place
-            arguments[WindowKernel.Argument.rows] = run.columns.isEmpty ? 0 : rows.count
-            arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns.count)
-            if let operands {
-              for (index, kind) in self.operands.enumerated() {
-                arguments[WindowKernel.Argument.operands + index] =
-                  Int(bitPattern: operands[index]) + (kind == .full ? place : 0)
-              }
+    let firstRow = rowBlock * rowsPerTask
+    let words = WindowKernel.Argument.operands + operands.count
+    withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { buffer in
+      guard let arguments = buffer.baseAddress else { return }
+      for y in firstRow..<min(s.outHeight, firstRow + rowsPerTask) {
+        let top = y * s.strideHeight - s.padTop
+        let rows = Self.inside(
+          start: top, step: s.dilationHeight, count: s.kernelHeight, limit: s.inHeight)
+        let line = (image * s.inHeight + top + rows.lowerBound * s.dilationHeight) * s.inWidth
+        for run in runs {
+          let left =
+            run.x * s.strideWidth - s.padLeft + run.columns.lowerBound * s.dilationWidth
+          let place = ((image * s.outHeight + y) * s.outWidth + run.x) * pixel
+          arguments[WindowKernel.Argument.input] =
+            Int(bitPattern: addresses.input) + (line + left) * pixel
+          arguments[WindowKernel.Argument.weights] =
+            (addresses.weights.map { Int(bitPattern: $0) } ?? 0)
+            + (rows.lowerBound * s.kernelWidth + run.columns.lowerBound) * pixel
+          arguments[WindowKernel.Argument.output] = Int(bitPattern: addresses.output) + place
+          arguments[WindowKernel.Argument.rows] = run.columns.isEmpty ? 0 : rows.count
+          arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns.count)
+          if let values = addresses.operands {
+            for (index, kind) in operands.enumerated() {
+              arguments[WindowKernel.Argument.operands + index] =
+                Int(bitPattern: values[index]) + (kind == .full ? place : 0)
             }
-            kernels[run.kernel].code(arguments)
           }
+          kernels[run.kernel].code(arguments)
         }
       }
     }

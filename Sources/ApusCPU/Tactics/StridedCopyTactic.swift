@@ -83,7 +83,9 @@ struct StridedCopyKernel: Kernel {
       let source = arguments[copy.input].pointer + copy.sourceOffset * elementSize
       let target =
         arguments[inputCount + copy.output].mutablePointer + copy.targetOffset * elementSize
-      pool.parallelFor(loop.taskCount) { task, _ in loop.run(task, source, target) }
+      pool.parallelFor(loop.taskCount, (loop, source, target)) { copy, task in
+        copy.0.run(task, copy.1, copy.2)
+      }
     }
   }
 

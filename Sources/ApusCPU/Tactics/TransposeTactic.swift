@@ -90,17 +90,24 @@ struct TransposeTacticKernel: Kernel {
       kernel.run(from, to, pool: pool)
       return
     }
-    pool.parallelFor(sizes.reduce(1, *)) { task, _ in
-      var rest = task
-      var a = from
-      var b = to
-      for axis in sizes.indices.reversed() {
-        let index = rest % sizes[axis]
-        rest /= sizes[axis]
-        a += index * source[axis]
-        b += index * target[axis]
-      }
-      kernel.run(a, b)
+    pool.parallelFor(sizes.reduce(1, *), (self, from, to)) { context, task in
+      context.0.transpose(task, context.1, context.2)
     }
+  }
+
+  /// Transposes the matrix with this number.
+  private func transpose(
+    _ number: Int, _ from: UnsafeRawPointer, _ to: UnsafeMutableRawPointer
+  ) {
+    var rest = number
+    var a = from
+    var b = to
+    for axis in sizes.indices.reversed() {
+      let index = rest % sizes[axis]
+      rest /= sizes[axis]
+      a += index * source[axis]
+      b += index * target[axis]
+    }
+    kernel.run(a, b)
   }
 }

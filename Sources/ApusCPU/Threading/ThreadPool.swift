@@ -29,21 +29,28 @@ package final class ThreadPool: Sendable {
   /// Starts `threadCount - 1` workers.
   package init(threadCount: Int) {
     let wanted = max(1, min(threadCount, 1024))
-    for index in 1..<max(2, wanted) where index < wanted { state.startWorker(index) }
+    for _ in 1..<max(2, wanted) where wanted > 1 { state.startWorker() }
     self.threadCount = wanted
   }
 
   deinit { state.stop() }
 
-  /// Calls `body(task, thread)` once for every `task` in `0..<taskCount` and returns when all calls
-  /// have returned. `thread` is below `threadCount` and no two calls in progress share it.
-  package func parallelFor(_ taskCount: Int, _ body: (_ task: Int, _ thread: Int) -> Void) {
+  /// Calls `body(context, task)` once for every `task` in `0..<taskCount` and returns when all calls
+  /// have returned.
+  ///
+  /// What a task needs comes in `context`: a `body` that captures nothing costs no memory, and kernels
+  /// run without touching the heap.
+  package func parallelFor<Context>(
+    _ taskCount: Int, _ context: Context, _ body: @escaping (Context, _ task: Int) -> Void
+  ) {
     if taskCount <= 1 || threadCount == 1 || !state.acquire() {
-      for task in 0..<max(0, taskCount) { body(task, 0) }
+      for task in 0..<max(0, taskCount) { body(context, task) }
       return
     }
-    withoutActuallyEscaping(body) { escaping in
-      withUnsafePointer(to: TaskBody(call: escaping)) { pointer in state.run(taskCount, pointer) }
+    withUnsafePointer(to: Job(context: context, body: body)) { job in
+      state.run(taskCount, UnsafeRawPointer(job)) { job, task in
+        job.assumingMemoryBound(to: Job<Context>.self).pointee.run(task)
+      }
     }
     state.release()
   }
@@ -54,10 +61,16 @@ package final class ThreadPool: Sendable {
   }
 }
 
-/// The closure of a job. A structure, because a function behind a generic pointer would be wrapped.
-private struct TaskBody {
-  let call: (Int, Int) -> Void
+/// What the tasks of one call have in common.
+private struct Job<Context> {
+  let context: Context
+  let body: (Context, Int) -> Void
+
+  func run(_ task: Int) { body(context, task) }
 }
+
+/// Runs a task of the job at this address.
+private typealias TaskRunner = (_ job: UnsafeRawPointer, _ task: Int) -> Void
 
 /// What the workers and the callers share.
 private final class PoolState: @unchecked Sendable {
@@ -68,7 +81,7 @@ private final class PoolState: @unchecked Sendable {
   private let busy = Atomic<Bool>(false)
   private let stopping = Atomic<Bool>(false)
   private var taskCount = 0
-  private var body: UnsafePointer<TaskBody>?
+  private var job: (address: UnsafeRawPointer, run: TaskRunner)?
   private var threads: [pthread_t] = []
   private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
   private let wake = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
@@ -95,29 +108,29 @@ private final class PoolState: @unchecked Sendable {
   func release() { busy.store(false, ordering: .releasing) }
 
   /// Runs a job with whatever workers come in time.
-  func run(_ count: Int, _ body: UnsafePointer<TaskBody>) {
+  func run(_ count: Int, _ address: UnsafeRawPointer, _ run: @escaping TaskRunner) {
     taskCount = count
-    self.body = body
+    job = (address, run)
     nextTask.store(0, ordering: .relaxed)
     let number = (word.load(ordering: .relaxed) >> 16) &+ 1
     word.store(number << 16 | 1, ordering: .sequentiallyConsistent)
     if sleepers.load(ordering: .sequentiallyConsistent) > 0 { wakeAll() }
-    work(thread: 0)
+    work()
     // Close the job: nobody joins from here on. Then wait for those inside.
     var current = word.bitwiseAnd(~1, ordering: .acquiringAndReleasing).newValue
     while current & 0xFFFE != 0 {
       apus_cpu_relax()
       current = word.load(ordering: .acquiring)
     }
-    self.body = nil
+    job = nil
   }
 
-  private func work(thread: Int) {
-    guard let body = body?.pointee else { return }
+  private func work() {
+    guard let job else { return }
     while true {
       let task = nextTask.wrappingAdd(1, ordering: .relaxed).oldValue
       if task >= taskCount { return }
-      body.call(task, thread)
+      job.run(job.address, task)
     }
   }
 
@@ -129,8 +142,8 @@ private final class PoolState: @unchecked Sendable {
 
   // MARK: Workers
 
-  func startWorker(_ index: Int) {
-    let start = Unmanaged.passRetained(WorkerStart(state: self, index: index))
+  func startWorker() {
+    let start = Unmanaged.passRetained(self)
     #if canImport(Darwin)
       var thread: pthread_t?
     #else
@@ -154,7 +167,7 @@ private final class PoolState: @unchecked Sendable {
     for thread in threads { pthread_join(thread, nil) }
   }
 
-  func workerLoop(_ index: Int) {
+  func workerLoop() {
     var seen: UInt64 = 0
     while true {
       var spins = 0
@@ -174,7 +187,7 @@ private final class PoolState: @unchecked Sendable {
         expected: current, desired: current &+ 2, ordering: .acquiringAndReleasing)
       if !joined.exchanged { continue }
       seen = current >> 16
-      work(thread: index)
+      work()
       word.wrappingSubtract(2, ordering: .releasing)
     }
   }
@@ -193,17 +206,6 @@ private final class PoolState: @unchecked Sendable {
   }
 }
 
-/// What a new thread is told.
-private final class WorkerStart {
-  let state: PoolState
-  let index: Int
-
-  init(state: PoolState, index: Int) {
-    self.state = state
-    self.index = index
-  }
-}
-
 #if canImport(Darwin)
   private func workerMain(_ argument: UnsafeMutableRawPointer) -> UnsafeMutableRawPointer? {
     runWorker(argument)
@@ -215,7 +217,6 @@ private final class WorkerStart {
 #endif
 
 private func runWorker(_ argument: UnsafeMutableRawPointer) -> UnsafeMutableRawPointer? {
-  let start = Unmanaged<WorkerStart>.fromOpaque(argument).takeRetainedValue()
-  start.state.workerLoop(start.index)
+  Unmanaged<PoolState>.fromOpaque(argument).takeRetainedValue().workerLoop()
   return nil
 }

@@ -264,6 +264,7 @@ package struct StaticPlanner {
         operatorName: node.op.name, sources: node.sources, tacticID: step.compiled.choice.id,
         problem: step.problem)
     }
+    Log.debug(2, "plan of \(steps.count) kernels, \(memory.peakByteCount) bytes of activations")
     return StaticPlan(
       inputTypes: try types(graph, graph.inputs), outputTypes: try types(graph, graph.outputs),
       steps: steps,

@@ -18,6 +18,8 @@ final class ProgramRunner {
   /// Called with step number and plan around every launch; see `PlanInstance.enqueue`.
   var observer: ((PlanInstance, Int) throws(ApusError) -> Void)?
 
+  private let checksNumerics = Knobs.checkNumerics.isOn
+
   init(backend: any Backend) throws(ApusError) {
     self.backend = backend
     stream = try backend.makeStream()
@@ -75,6 +77,7 @@ final class ProgramRunner {
   }
 
   private func enqueue(_ instance: PlanInstance) throws(ApusError) {
+    if checksNumerics { return try enqueueChecked(instance) }
     guard let observer else {
       try instance.enqueue(on: stream)
       return
@@ -83,6 +86,15 @@ final class ProgramRunner {
     try instance.enqueue(on: stream) { (step) throws(ApusError) in
       try stream.synchronize()
       try observer(instance, step)
+    }
+  }
+
+  private func enqueueChecked(_ instance: PlanInstance) throws(ApusError) {
+    let stream = stream
+    var check = NumericsCheck()
+    try instance.enqueue(on: stream) { (step) throws(ApusError) in
+      try stream.synchronize()
+      if step > 0 { try check.inspect(instance, step: step - 1, on: stream) }
     }
   }
 

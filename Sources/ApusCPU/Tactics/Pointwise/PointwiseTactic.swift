@@ -120,9 +120,12 @@ struct PointwiseRegionKernel: Kernel {
     }
     let count = blocks.outerCount
     let perTask = max(1, 16384 / max(1, blocks.blockCount))
-    pool.parallelFor((count + perTask - 1) / perTask) { task, _ in
+    pool.parallelFor(
+      (count + perTask - 1) / perTask, (self, arguments, result, count, perTask)
+    ) { context, task in
+      let (kernel, arguments, result, count, perTask) = context
       for block in (task * perTask)..<min(count, (task + 1) * perTask) {
-        run(block, arguments, result)
+        kernel.run(block, arguments, result)
       }
     }
   }

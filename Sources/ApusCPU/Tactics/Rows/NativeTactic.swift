@@ -59,7 +59,7 @@ struct NativeKernel: Kernel {
   func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
     throws(ApusError)
   {
-    pool.parallelFor(loop.taskCount) { task, _ in loop.body(arguments, task) }
+    pool.parallelFor(loop.taskCount, (loop, arguments)) { run, task in run.0.body(run.1, task) }
   }
 }
 

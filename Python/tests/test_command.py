@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 
 import numpy as np
+import onnx
 import pytest
 
 from conftest import DIGITS, ROOT
@@ -22,11 +23,11 @@ pytestmark = pytest.mark.skipif(
     not COMMAND.exists(), reason="the command is not built: swift build -c release")
 
 
-def apus(*arguments, code=0):
+def apus(*arguments, code=0, knobs={}):
     """Runs the command, checks its exit code, returns the finished process."""
     result = subprocess.run(
         [str(COMMAND), *map(str, arguments)], text=True, capture_output=True, timeout=300,
-        stdin=subprocess.DEVNULL)
+        stdin=subprocess.DEVNULL, env={**os.environ, **knobs})
     assert result.returncode == code, f"{result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
 
@@ -124,3 +125,21 @@ def test_failures_exit_with_1_and_name_the_file(engine, images, tmp_path):
     ["bench", str(MODEL), "--threads", "many"]])
 def test_usage_exits_with_64(arguments):
     apus(*arguments, code=64)
+
+
+def test_knobs_that_watch_a_run(tmp_path):
+    """A logarithm of zero is reported by kernel, and generated code has names for profilers."""
+    node = onnx.helper.make_node("Log", ["x"], ["y"], name="ln")
+    port = lambda name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [64])
+    graph = onnx.helper.make_graph([node], "g", [port("x")], [port("y")])
+    onnx.save(onnx.helper.make_model(graph, ir_version=10), tmp_path / "log.onnx")
+    np.save(tmp_path / "x.npy", np.zeros(64, np.float32))
+    listings = tmp_path / "code"
+    listings.mkdir()
+    result = apus(
+        "run", tmp_path / "log.onnx", "--input", f"x={tmp_path / 'x.npy'}", "--output",
+        tmp_path / "y.npz", "--threads", 1,
+        knobs={"APUS_CHECK_NUMERICS": "1", "APUS_JIT_DUMP": str(listings)})
+    assert "'ln'" in result.stderr and "64 infinite elements of 64" in result.stderr
+    if "avx" in apus("devices").stdout.lower():
+        assert any(path.stat().st_size > 0 for path in listings.glob("*pointwise*.bin"))

@@ -153,4 +153,20 @@ import Testing
     #expect(throws: ApusError.self) { try TimingCache.load(path) }
     #expect(String(decoding: try FileIO.read(path), as: UTF8.self).contains("rubbish"))
   }
+
+  @Test func aLoadedEngineExplainsItsChoices() throws {
+    let built = try Builder().build(try SmallNetworks.residual())
+    let path = temporary("plan")
+    try built.save(path: path)
+    let loaded = try Engine.load(path: path)
+    #expect(loaded.report.text == built.report.text)
+    let kernels = try loaded.kernels()
+    #expect(!kernels.isEmpty)
+    for kernel in kernels {
+      let tuned = try #require(kernel.tuned, "\(kernel.name)")
+      #expect(tuned.winner == kernel.tactic)
+      #expect(!tuned.refusals.isEmpty)
+    }
+    #expect(kernels.contains { ($0.tuned?.measurements.count ?? 0) > 1 })
+  }
 }

@@ -57,7 +57,7 @@ import Testing
     let q = try b.apply(MatMul(), [y, w])
     let engine = try check(try b.finish(outputs: [("p", p), ("q", q)]), shapes: [[3, 8]])
     #expect(engine.graph.nodes.contains { engine.graph[$0].op is MatMul })
-    #expect(engine.refusals.contains { $0.reason.contains("several readers") })
+    #expect(engine.report.refusals.contains { $0.reason.contains("several readers") })
   }
 
   @Test func quantisePairsKeepTheirRounding() throws {

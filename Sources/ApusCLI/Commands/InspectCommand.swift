@@ -21,6 +21,9 @@ struct InspectCommand: ParsableCommand {
   @Flag(help: "Print the optimised graph for Graphviz.")
   var dot = false
 
+  @Flag(help: "List every candidate of every kernel, with times and reasons of refusal.")
+  var candidates = false
+
   @Option(help: "Say why the node with this name was not fused further.")
   var why: String?
 
@@ -59,10 +62,28 @@ struct InspectCommand: ParsableCommand {
         Terminal.line("kernel   \(kernel.tactic)")
         Terminal.line("         \(kernel.problem)")
         Terminal.line("         computes \(kernel.sources.joined(separator: ", "))")
+        if let tuned = kernel.tuned { printCandidates(tuned) }
       }
     }
-    for refusal in engine.refusals where why.map({ refusal.node.contains($0) }) ?? false {
+    for refusal in engine.report.refusals where why.map({ refusal.node.contains($0) }) ?? false {
       Terminal.line("not fused (\(refusal.rule)): \(refusal.node): \(refusal.reason)")
+    }
+  }
+
+  /// The candidates of a kernel, fastest first: all of them, or one line that sums them up.
+  private func printCandidates(_ tuned: BuildReport.Tuned) {
+    let times = tuned.measurements.sorted { $0.seconds < $1.seconds }
+    func microseconds(_ seconds: Double) -> String { Terminal.fixed(seconds * 1e6, 1) }
+    if candidates || why != nil {
+      for (id, seconds) in times {
+        Terminal.line("         candidate \(Terminal.padded(microseconds(seconds), 10)) us  \(id)")
+      }
+      for (id, reason) in tuned.refusals { Terminal.line("         refused   \(id): \(reason)") }
+    } else if let first = times.first {
+      let next = times.dropFirst().first.map { ", the next \(microseconds($0.seconds))" } ?? ""
+      Terminal.line(
+        "         measured \(microseconds(first.seconds)) us\(next); \(times.count) candidates, "
+          + "\(tuned.refusals.count) refused")
     }
   }
 }

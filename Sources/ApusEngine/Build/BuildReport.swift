@@ -60,7 +60,6 @@ public struct BuildReport: Sendable {
             ])
           })
       ),
-      ("tuned", .array(tuned.map(\.json))),
     ])
   }
 }

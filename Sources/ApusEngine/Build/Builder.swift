@@ -44,7 +44,7 @@ public struct Builder: Sendable {
     let backend = try backend()
     if configuration.isReference {
       let library = KernelLibrary(backend: backend, selections: TimingCache())
-      return Engine(graph: network, library: library, reportText: "{}", isReference: true)
+      return Engine(graph: network, library: library, report: BuildReport(), isReference: true)
     }
     var graph = network
     var report = BuildReport()
@@ -62,8 +62,7 @@ public struct Builder: Sendable {
     report.phases.append((BuildPhase.packed.rawValue, Clock.seconds - packing))
     report.totalSeconds = Clock.seconds - start
     return Engine(
-      graph: graph, library: library, reportText: report.json.text(), isReference: false,
-      refusals: report.refusals)
+      graph: graph, library: library, report: report, isReference: false)
   }
 
   /// Tunes every problem of a network and returns what was measured, without building an engine.

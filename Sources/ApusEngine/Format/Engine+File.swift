@@ -46,7 +46,7 @@ extension Engine {
     }
     let metadata = metadataText
     let selections = library.selections.text
-    let report = reportText
+    let report = report.text
     let result: Result<Void, ApusError> = zeros.withUnsafeBytes { padding in
       for tensor in constants {
         chunks.append(tensor.bytes)
@@ -132,7 +132,7 @@ extension Engine {
     let library = KernelLibrary(
       backend: backend, selections: selections, selectionDevice: metadata["selection_device"])
     return Engine(
-      graph: graph, library: library, reportText: try text(.report, sections),
+      graph: graph, library: library, report: BuildReport(parsing: try text(.report, sections)),
       isReference: metadata["reference"] == "true")
   }
 

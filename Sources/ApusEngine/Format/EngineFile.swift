@@ -32,7 +32,7 @@ package enum EngineFile {
     case constantTable = 4
     /// The constants' bytes.
     case constants = 5
-    /// The build report as JSON.
+    /// The build report: tab-separated lines.
     case report = 6
   }
 

@@ -41,7 +41,7 @@ extension Engine {
         ("memory", memory(stage.plan?.memory)),
       ]
     }
-    entries.append(("build", .string(reportText)))
+    entries.append(("build", report.json))
     return .object(entries)
   }
 
@@ -60,6 +60,7 @@ extension Engine {
 
   private func kernel(_ step: StaticPlan.Step) -> JSON {
     let cost = step.problem.cost
+    let tuned = report.tuned.first { $0.problem == step.problem.key }
     return .object([
       ("name", .string(step.nodeName)),
       ("operator", .string(step.operatorName)),
@@ -69,6 +70,7 @@ extension Engine {
       ("bytes", .number(cost.bytes)),
       ("problem", .string(step.problem.key)),
       ("workspace_bytes", .int(step.kernel.workspaceByteCount)),
+      ("tuned", tuned?.json ?? .null),
     ])
   }
 

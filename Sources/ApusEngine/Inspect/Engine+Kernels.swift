@@ -17,6 +17,8 @@ extension Engine {
     public let tactic: String
     /// The problem's text.
     public let problem: String
+    /// What was measured for it when the engine was built; nil when nothing was.
+    public let tuned: BuildReport.Tuned?
   }
 
   /// The kernels that run at the configuration's shapes, in order.
@@ -31,12 +33,11 @@ extension Engine {
       }
       values.append(tensor.map { .tensor($0) })
     }
-    return try program.stage(for: values).plan?.steps.map {
+    return try program.stage(for: values).plan?.steps.map { step in
       KernelSummary(
-        name: $0.nodeName, sources: $0.sources, tactic: $0.tacticID, problem: $0.problem.key)
+        name: step.nodeName, sources: step.sources, tactic: step.tacticID,
+        problem: step.problem.key,
+        tuned: report.tuned.first { $0.problem == step.problem.key })
     } ?? []
   }
-
-  /// Fusions that were looked at and refused while building; empty for loaded engines.
-  public var refusals: [(rule: String, node: String, reason: String)] { buildRefusals }
 }

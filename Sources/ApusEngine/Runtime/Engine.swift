@@ -26,17 +26,15 @@ public final class Engine: Sendable {
   public let isReference: Bool
   package let library: KernelLibrary
   package let program: GraphProgram
-  package let reportText: String
-  let buildRefusals: [(rule: String, node: String, reason: String)]
+  /// What the build did and measured; kept in the engine file.
+  public let report: BuildReport
 
   package init(
-    graph: Graph, library: KernelLibrary, reportText: String, isReference: Bool,
-    refusals: [(rule: String, node: String, reason: String)] = []
+    graph: Graph, library: KernelLibrary, report: BuildReport, isReference: Bool
   ) {
-    buildRefusals = refusals
     self.graph = graph
     self.library = library
-    self.reportText = reportText
+    self.report = report
     self.isReference = isReference
     program = GraphProgram(graph, library: library)
   }

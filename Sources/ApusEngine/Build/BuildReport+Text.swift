@@ -1,0 +1,62 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+
+/// The form in which an engine file keeps the report: tab-separated lines that begin with their kind.
+/// A reader passes over kinds it does not know, and over damaged lines: nothing but explanations
+/// depends on them.
+extension BuildReport {
+  /// The text form.
+  package var text: String {
+    var lines = [["build", "\(importedNodeCount)", "\(optimizedNodeCount)", "\(totalSeconds)"]]
+    lines += phases.map { ["phase", $0.name, "\($0.seconds)"] }
+    lines += rewrites.map { ["rewrite", $0.rule, "\($0.count)"] }
+    lines += refusals.map { ["not-rewritten", $0.rule, $0.node, $0.reason] }
+    for problem in tuned {
+      lines.append([
+        "problem", problem.problem, problem.winner, problem.fromCache ? "cached" : "measured",
+        "\(problem.operations)",
+      ])
+      lines += problem.measurements.map { ["candidate", $0.id, "\($0.seconds)"] }
+      lines += problem.refusals.map { ["refused", $0.id, $0.reason] }
+    }
+    return lines.map { fields in fields.map(Self.oneField).joined(separator: "\t") + "\n" }.joined()
+  }
+
+  /// Reads the text form.
+  package init(parsing text: String) {
+    self.init()
+    for line in text.split(separator: "\n") {
+      let fields = line.split(separator: "\t", omittingEmptySubsequences: false).map(String.init)
+      read(fields[0], Array(fields.dropFirst()))
+    }
+  }
+
+  private mutating func read(_ kind: String, _ fields: [String]) {
+    switch (kind, fields.count) {
+    case ("build", 3):
+      importedNodeCount = Int(fields[0]) ?? 0
+      optimizedNodeCount = Int(fields[1]) ?? 0
+      totalSeconds = Double(fields[2]) ?? 0
+    case ("phase", 2): phases.append((fields[0], Double(fields[1]) ?? 0))
+    case ("rewrite", 2): rewrites.append((fields[0], Int(fields[1]) ?? 0))
+    case ("not-rewritten", 3): refusals.append((fields[0], fields[1], fields[2]))
+    case ("problem", 4):
+      tuned.append(
+        Tuned(
+          problem: fields[0], winner: fields[1], measurements: [], refusals: [],
+          fromCache: fields[2] == "cached", operations: Double(fields[3]) ?? 0))
+    case ("candidate", 2) where !tuned.isEmpty:
+      tuned[tuned.count - 1].measurements.append((fields[0], Double(fields[1]) ?? 0))
+    case ("refused", 2) where !tuned.isEmpty:
+      tuned[tuned.count - 1].refusals.append((fields[0], fields[1]))
+    default: break
+    }
+  }
+
+  private static func oneField(_ text: String) -> String {
+    guard text.contains(where: { $0 == "\t" || $0.isNewline }) else { return text }
+    return String(text.map { $0 == "\t" || $0.isNewline ? " " : $0 })
+  }
+}

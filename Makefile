@@ -10,7 +10,7 @@ PYTHON ?= python3
 SWIFT ?= swift
 VENV := .venv
 
-.PHONY: all demo test check swift-test python-test format clean
+.PHONY: all demo test check swift-test python-test operators format clean
 
 all:
 	$(SWIFT) build -c release
@@ -38,6 +38,11 @@ $(VENV)/installed: Python/requirements-test.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
+
+# The list of operators in the documentation; a test compares it with the command's.
+operators:
+	$(SWIFT) build -c release --product apus
+	"$$($(SWIFT) build -c release --show-bin-path)/apus" ops --markdown > Documentation/operators.md
 
 format:
 	$(SWIFT) format --in-place --parallel --recursive Package.swift Sources Tests

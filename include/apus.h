@@ -184,6 +184,28 @@ apus_status apus_value_get_item(const apus_value *value, size_t index, apus_valu
 
 void apus_value_destroy(apus_value *value);
 
+/* Operators of one's own ----------------------------------------------------------------------- */
+
+/* Computes an operator: reads `inputs` (NULL for an omitted one), and makes a value for every output,
+ * which the caller destroys. `attributes` is a JSON object of the node's attributes; tensors appear as
+ * {"dims": [...], "values": [...]}. On failure calls apus_fail and returns its status. May be called on
+ * any thread, and by several at once. */
+typedef apus_status (*apus_operator_run)(void *user, const char *attributes,
+                                         const apus_value *const *inputs, size_t input_count,
+                                         apus_value **outputs, size_t output_count);
+
+/* Registers an operator for every model built and engine loaded afterwards in this process; the same
+ * domain and name again replaces it. `since` is the first version of the domain's operator set that it
+ * holds for. `results` names the results' types, separated by commas: "#0" is the element type and
+ * shape of input 0; "f32", "i64", ... an element type, the shape being known only after running.
+ * `release`, which may be NULL, is called with `user` when the operator is no longer needed. */
+apus_status apus_register_operator(const char *domain, const char *name, int32_t since,
+                                   const char *results, apus_operator_run run, void *user,
+                                   apus_release release);
+
+/* Sets the text of this thread's last error; returns APUS_ERROR_EXECUTION. */
+apus_status apus_fail(const char *message);
+
 /* Building ----------------------------------------------------------------------------------- */
 
 typedef struct apus_config apus_config;

@@ -8,6 +8,9 @@
 
 from ._engine import Context, Engine, Port, build, devices
 from ._errors import ApusError
+from ._operators import register_operator
 from ._version import __version__
 
-__all__ = ["ApusError", "Context", "Engine", "Port", "__version__", "build", "devices"]
+__all__ = [
+    "ApusError", "Context", "Engine", "Port", "__version__", "build", "devices", "register_operator",
+]

@@ -60,6 +60,9 @@ FUNCTIONS = {
     "apus_value_get_string": (STATUS, [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_size_t)]),
     "apus_value_item_count": (c_size_t, [c_void_p]),
     "apus_value_get_item": (STATUS, [c_void_p, c_size_t, HANDLE_OUT]),
+    "apus_register_operator": (
+        STATUS, [c_char_p, c_char_p, c_int32, c_char_p, c_void_p, c_void_p, c_void_p]),
+    "apus_fail": (c_int32, [c_char_p]),
     "apus_config_create": (STATUS, [HANDLE_OUT]),
     "apus_config_set": (STATUS, [c_void_p, c_char_p, c_char_p]),
     "apus_build_file": (STATUS, [c_char_p, c_void_p, HANDLE_OUT]),

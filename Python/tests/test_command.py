@@ -127,6 +127,20 @@ def test_usage_exits_with_64(arguments):
     apus(*arguments, code=64)
 
 
+def test_the_documented_operators_are_those_of_the_command():
+    documented = (ROOT / "Documentation" / "operators.md").read_text()
+    assert documented == apus("ops", "--markdown").stdout, "stale: run make operators"
+
+
+def test_placement():
+    report = json.loads(apus("inspect", MODEL, "--json", "--level", 0).stdout)["placement"]
+    assert sum(row["share"] for row in report["operators"]) == pytest.approx(1)
+    assert report["portable_share"] < 0.01
+    portable = json.loads(
+        apus("inspect", MODEL, "--json", knobs={"APUS_TACTIC_SOURCES": "portable"}).stdout)
+    assert portable["placement"]["portable_share"] == pytest.approx(1)
+
+
 def test_knobs_that_watch_a_run(tmp_path):
     """A logarithm of zero is reported by kernel, and generated code has names for profilers."""
     node = onnx.helper.make_node("Log", ["x"], ["y"], name="ln")

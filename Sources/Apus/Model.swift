@@ -11,16 +11,19 @@ import ApusTensor
 public enum Model {
   /// The network in a file.
   ///
+  /// - Parameter table: The operators that are understood, with those of one's own.
   /// - Throws: `file-access`, `malformed-file`, `unsupported-operator` ... with the file's name.
-  public static func load(path: String) throws(ApusError) -> Graph {
-    try ONNXImporter().importModel(path: path)
+  public static func load(path: String, table: ONNXOperatorTable = .standard) throws(ApusError)
+    -> Graph
+  {
+    try ONNXImporter(table: table).importModel(path: path)
   }
 
   /// The network in the bytes of a file; external data is looked for in `directory`.
-  public static func load(_ bytes: UnsafeRawBufferPointer, directory: String?) throws(ApusError)
-    -> Graph
-  {
-    try ONNXImporter().importModel(bytes: bytes, directory: directory)
+  public static func load(
+    _ bytes: UnsafeRawBufferPointer, directory: String?, table: ONNXOperatorTable = .standard
+  ) throws(ApusError) -> Graph {
+    try ONNXImporter(table: table).importModel(bytes: bytes, directory: directory)
   }
 
   /// Whether the file begins like an engine, so that it is loaded and not built.
@@ -32,16 +35,20 @@ public enum Model {
 
 extension Builder {
   /// Builds an engine from a model file.
-  public func build(contentsOf path: String) throws(ApusError) -> Engine {
+  public func build(contentsOf path: String, table: ONNXOperatorTable = .standard)
+    throws(ApusError) -> Engine
+  {
     do {
-      return try build(try Model.load(path: path))
+      return try build(try Model.load(path: path, table: table))
     } catch {
       throw error.at(GraphLocation(file: path))
     }
   }
 
   /// Builds an engine from a model's bytes; external data is looked for in `directory`.
-  public func build(_ bytes: UnsafeRawBufferPointer, directory: String?) throws(ApusError) -> Engine {
-    try build(try Model.load(bytes, directory: directory))
+  public func build(
+    _ bytes: UnsafeRawBufferPointer, directory: String?, table: ONNXOperatorTable = .standard
+  ) throws(ApusError) -> Engine {
+    try build(try Model.load(bytes, directory: directory, table: table))
   }
 }

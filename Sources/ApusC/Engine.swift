@@ -69,7 +69,7 @@ public func apus_build_file(
     let path = try text(path, named: "path")
     guard let engine else { throw missing("engine") }
     let builder = Builder(try configuration(config))
-    engine.pointee = handle(EngineHandle(try builder.build(contentsOf: path)))
+    engine.pointee = handle(EngineHandle(try builder.build(contentsOf: path, table: CustomOperators.table)))
   }
 }
 
@@ -83,7 +83,7 @@ public func apus_build_bytes(
     guard let engine else { throw missing("engine") }
     let folder = directory.map { String(cString: $0) }
     let builder = Builder(try configuration(config))
-    engine.pointee = handle(EngineHandle(try builder.build(model, directory: folder)))
+    engine.pointee = handle(EngineHandle(try builder.build(model, directory: folder, table: CustomOperators.table)))
   }
 }
 
@@ -96,7 +96,9 @@ public func apus_engine_load(
     let path = try text(path, named: "path")
     guard let engine else { throw missing("engine") }
     let threads = try configuration(config).threadCount
-    engine.pointee = handle(EngineHandle(try Engine.load(path: path, threadCount: threads)))
+    let loaded = try Engine.load(
+      path: path, threadCount: threads, registry: CustomOperators.registry)
+    engine.pointee = handle(EngineHandle(loaded))
   }
 }
 
@@ -112,7 +114,9 @@ public func apus_engine_load_bytes(
     if let first = source.baseAddress { copy.base.copyMemory(from: first, byteCount: source.count) }
     let owned = UnsafeRawBufferPointer(start: copy.base, count: source.count)
     let threads = try configuration(config).threadCount
-    engine.pointee = handle(EngineHandle(try Engine.load(owned, owner: copy, threadCount: threads)))
+    let loaded = try Engine.load(
+      owned, owner: copy, threadCount: threads, registry: CustomOperators.registry)
+    engine.pointee = handle(EngineHandle(loaded))
   }
 }
 

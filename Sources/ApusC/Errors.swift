@@ -54,8 +54,10 @@ private func number(of code: ApusError.Code) -> apus_status {
 private final class LastError {
   let text: CText
   let code: CText
+  let error: ApusError
 
   private init(_ error: ApusError) {
+    self.error = error
     text = CText(error.description)
     code = CText(error.code.name)
   }
@@ -84,6 +86,9 @@ private final class LastError {
     if let previous { Unmanaged<LastError>.fromOpaque(previous).release() }
   }
 }
+
+/// This thread's last error.
+func lastError() -> ApusError? { LastError.current?.error }
 
 /// What `apus_last_error` returns before anything failed.
 private let emptyText = CText("")

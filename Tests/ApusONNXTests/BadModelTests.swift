@@ -36,8 +36,9 @@ import Testing
           ai.onnx.Wiggle-17: 1 node ('Mix_3.body/Wiggle_0')
           ai.onnx.Wobble-17: 2 nodes ('first', 'Wobble_1')
           com.example.Fancy-1: 1 node ('third')
-        hint: 'apus ops' lists what is supported; export the model with other operators, \
-        or convert it: onnx.version_converter.convert_version(model, 17)
+        hint: 'apus ops' lists what is supported; register an operator of your own \
+        (ONNXOperatorTable.register, apus.register_operator in Python), or export the model \
+        with other operators
         """)
   }
 

@@ -58,6 +58,7 @@ struct InspectCommand: ParsableCommand {
           "memory   \(memory.peakByteCount) bytes planned, \(memory.naiveByteCount) without sharing, "
             + "\(memory.lowerBoundByteCount) at least")
       }
+      printPlacement(try engine.placement(configuration))
       for kernel in try engine.kernels(configuration) where why == nil || kernel.name.contains(why!) {
         Terminal.line("kernel   \(kernel.tactic)")
         Terminal.line("         \(kernel.problem)")
@@ -67,6 +68,18 @@ struct InspectCommand: ParsableCommand {
     }
     for refusal in engine.report.refusals where why.map({ refusal.node.contains($0) }) ?? false {
       Terminal.line("not fused (\(refusal.rule)): \(refusal.node): \(refusal.reason)")
+    }
+  }
+
+  private func printPlacement(_ placement: Placement) {
+    for row in placement.rows {
+      Terminal.line(
+        "runs     \(Terminal.padded(row.operatorName, 32)) \(Terminal.padded(row.source, 9))"
+          + "\(Terminal.padded("\(row.kernelCount)", 6)) \(Terminal.fixed(row.share * 100, 1)) % of the work")
+    }
+    if placement.portableShare > 0.05 {
+      Terminal.line(
+        "slow     \(Terminal.fixed(placement.portableShare * 100, 1)) % of the work runs on the portable path")
     }
   }
 

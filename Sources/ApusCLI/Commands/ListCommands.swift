@@ -33,7 +33,18 @@ struct OpsCommand: ParsableCommand {
 
   func run() throws {
     let entries = ONNXOperatorTable.standard.entries.sorted { $0.name < $1.name }
-    if markdown { Terminal.line("| operator | definitions since opset |\n| --- | --- |") }
+    if markdown {
+      Terminal.line(
+        """
+        # Operators
+
+        Made by `make operators`. \(entries.count) operators of ONNX and its extensions are understood, each from \
+        operator set 7 on; a number is an operator-set version from which another definition holds.
+
+        | Operator | Definitions |
+        | --- | --- |
+        """)
+    }
     for entry in entries {
       let versions = entry.versions.sorted().map { "\($0)" }.joined(separator: ", ")
       Terminal.line(

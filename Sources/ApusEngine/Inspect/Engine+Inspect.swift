@@ -25,13 +25,10 @@ extension Engine {
       ("outputs", .array(outputs.map { binding($0, nil) })),
       ("weights_bytes", .int(constantByteCount)),
     ]
-    let values: [RuntimeValue?] = try types.map { type throws(ApusError) in
-      try sample(type)
-    }
     if isReference {
       entries += try referenceEntries(types)
     } else {
-      let stage = try program.stage(for: values)
+      let stage = try sampleStage(configuration)
       let steps = stage.plan?.steps ?? []
       entries += [
         ("kernels_launched", .int(steps.count + stage.hostNodes.count)),
@@ -39,10 +36,17 @@ extension Engine {
         ("host_nodes", .array(stage.hostNodes.map { .string($0.node.name) })),
         ("planned_later", .bool(stage.rest != nil)),
         ("memory", memory(stage.plan?.memory)),
+        ("placement", try placement(configuration).json),
       ]
     }
     entries.append(("build", report.json))
     return .object(entries)
+  }
+
+  /// The program's first stage for inputs of the configuration's shapes.
+  func sampleStage(_ configuration: BuilderConfiguration) throws(ApusError) -> ProgramStage {
+    let types = try TunedShapes(configuration).types(of: graph)
+    return try program.stage(for: try types.map { type throws(ApusError) in try sample(type) })
   }
 
   private func sample(_ type: ValueType) throws(ApusError) -> RuntimeValue? {
@@ -108,8 +112,6 @@ extension Engine {
   public func memoryPlan(_ configuration: BuilderConfiguration = BuilderConfiguration())
     throws(ApusError) -> MemoryPlan?
   {
-    let types = try TunedShapes(configuration).types(of: graph)
-    return try program.stage(for: try types.map { type throws(ApusError) in try sample(type) })
-      .plan?.memory
+    try sampleStage(configuration).plan?.memory
   }
 }

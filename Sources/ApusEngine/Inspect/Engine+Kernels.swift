@@ -25,15 +25,7 @@ extension Engine {
   public func kernels(_ configuration: BuilderConfiguration = BuilderConfiguration())
     throws(ApusError) -> [KernelSummary]
   {
-    let types = try TunedShapes(configuration).types(of: graph)
-    var values: [RuntimeValue?] = []
-    for type in types {
-      let tensor = try type.tensor.flatMap { t in t.shape.map { (t.dataType, $0) } }.map {
-        (pair) throws(ApusError) in try Tensor(pair.0, shape: pair.1)
-      }
-      values.append(tensor.map { .tensor($0) })
-    }
-    return try program.stage(for: values).plan?.steps.map { step in
+    try sampleStage(configuration).plan?.steps.map { step in
       KernelSummary(
         name: step.nodeName, sources: step.sources, tactic: step.tacticID,
         problem: step.problem.key,

@@ -74,15 +74,23 @@ final class PlanInstance {
   func enqueue(on stream: any ExecutionStream, observe: ((Int) throws(ApusError) -> Void)? = nil)
     throws(ApusError)
   {
-    let base = UnsafePointer(arguments.baseAddress!)
     for index in plan.steps.indices {
       if let observe { try observe(index) }
-      try plan.steps[index].kernel.launch(base + starts[index], on: stream)
+      try launch(index, on: stream)
     }
     if let observe { try observe(plan.steps.count) }
     for copy in plan.copies {
       try stream.copy(
         from: address(of: copy.source), to: outputAddresses[copy.output], byteCount: copy.byteCount)
+    }
+  }
+
+  private func launch(_ index: Int, on stream: any ExecutionStream) throws(ApusError) {
+    let step = plan.steps[index]
+    do throws(ApusError) {
+      try step.kernel.launch(UnsafePointer(arguments.baseAddress!) + starts[index], on: stream)
+    } catch {
+      throw error.at(GraphLocation(node: step.nodeName, operatorName: step.operatorName))
     }
   }
 

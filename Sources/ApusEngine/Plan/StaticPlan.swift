@@ -44,6 +44,7 @@ package final class StaticPlan: Sendable {
     package let operatorName: String
     package let sources: [String]
     package let tacticID: String
+    package let tacticSource: String
     package let problem: Problem
   }
 

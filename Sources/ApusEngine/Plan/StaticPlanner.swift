@@ -262,7 +262,7 @@ package struct StaticPlanner {
       return StaticPlan.Step(
         kernel: step.compiled.kernel, slots: arguments, nodeName: node.name,
         operatorName: node.op.name, sources: node.sources, tacticID: step.compiled.choice.id,
-        problem: step.problem)
+        tacticSource: step.compiled.choice.tactic.source, problem: step.problem)
     }
     Log.debug(2, "plan of \(steps.count) kernels, \(memory.peakByteCount) bytes of activations")
     return StaticPlan(

@@ -184,6 +184,12 @@ public struct AttributeReader {
     return value
   }
 
+  /// All attributes, marked as read, for operators that do not know their names beforehand.
+  public mutating func all() -> Attributes {
+    unread.removeAll()
+    return attributes
+  }
+
   /// Fails when an attribute was never read.
   public func finish() throws(ApusError) {
     guard let name = unread.min() else { return }

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusGraph
 import ApusProto
 import ApusTensor
 
@@ -143,6 +144,35 @@ package final class NodeAttributes {
   package func type(_ name: String) throws(ApusError) -> ValueType? {
     guard let attribute = try entry(name, .typeProto, "a type") else { return nil }
     return try TypeDecoder.type(attribute.tp, name: name)
+  }
+
+  /// Every attribute as the graph keeps it, for operators that Apus does not know.
+  ///
+  /// - Throws: `not-yet-supported` for graphs, types and sparse tensors.
+  func all() throws(ApusError) -> Attributes {
+    var result = Attributes()
+    for (name, attribute) in entries.sorted(by: { $0.key < $1.key }) {
+      result[name] = try value(name, attribute)
+    }
+    return result
+  }
+
+  private func value(_ name: String, _ attribute: ONNXAttributeProto) throws(ApusError)
+    -> AttributeValue?
+  {
+    switch attribute.type {
+    case .int: return .int(try int(name))
+    case .float: return .float(try float(name))
+    case .string: return .string(try string(name))
+    case .ints: return .ints(try ints(name))
+    case .floats: return .floats(try floats(name))
+    case .strings: return .strings(try strings(name))
+    case .tensor: return try tensor(name).map { .tensor($0) }
+    default:
+      throw ApusError(
+        .notYetSupported, "attribute '\(name)' of a custom operator is neither number, text, list "
+          + "nor tensor")
+    }
   }
 
   /// A graph; always required.

@@ -52,6 +52,32 @@ public struct ONNXOperatorTable: Sendable {
     }
   }
 
+  /// Adds an operator of one's own: nodes of this name and domain become what `make` returns for their
+  /// attributes. An engine that holds such an operator is loaded with a registry that knows it.
+  ///
+  /// - Parameters:
+  ///   - since: The first version of the domain's operator set that it holds for.
+  public mutating func register(
+    _ name: String, domain: String, since: Int = 1,
+    make: @escaping @Sendable (Attributes) throws(ApusError) -> any Operator
+  ) {
+    op(name, since: since, domain: domain) { (node) throws(ApusError) in
+      try make(try node.attributes.all())
+    }
+  }
+
+  /// Adds an operator of one's own, made from the attributes of its nodes.
+  public mutating func register(
+    _ type: any Operator.Type, as name: String, domain: String, since: Int = 1
+  ) {
+    register(name, domain: domain, since: since) { (attributes) throws(ApusError) in
+      var reader = AttributeReader(attributes, for: name)
+      let result = try type.init(reading: &reader)
+      try reader.finish()
+      return result
+    }
+  }
+
   /// The row for an operator at an operator-set version.
   package func row(_ domain: String, _ name: String, version: Int) -> Row? {
     rows[Self.key(domain, name)]?.last { $0.since <= version }

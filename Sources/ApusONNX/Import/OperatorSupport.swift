@@ -82,8 +82,9 @@ struct OperatorSupport {
       .unsupportedOperator,
       "\(missing.count) operator\(missing.count == 1 ? "" : "s") in \(total) "
         + "node\(total == 1 ? " is" : "s are") not supported:" + lines.joined(),
-      hint: "'apus ops' lists what is supported; export the model with other operators, or convert "
-        + "it: onnx.version_converter.convert_version(model, 17)",
+      hint: "'apus ops' lists what is supported; register an operator of your own "
+        + "(ONNXOperatorTable.register, apus.register_operator in Python), or export the model with "
+        + "other operators",
       location: GraphLocation(file: session.file.path))
   }
 }

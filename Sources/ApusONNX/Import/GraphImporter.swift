@@ -88,7 +88,9 @@ final class GraphImporter {
   private func declareTensors(_ proto: ONNXGraphProto, in scope: ImportScope) throws(ApusError) {
     for tensor in proto.initializer {
       guard !tensor.name.isEmpty else { continue }
-      guard scope.tensors.updateValue(tensor, forKey: tensor.name) == nil else {
+      // Some exporters write shared weights once for every user. Of different ones under one name
+      // none is more right than the other.
+      if let other = scope.tensors.updateValue(tensor, forKey: tensor.name), other != tensor {
         throw twice(tensor.name, scope)
       }
     }

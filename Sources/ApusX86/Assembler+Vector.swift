@@ -73,6 +73,13 @@ extension Assembler {
   package func vpsubd(_ to: Vec, _ a: Vec, _ b: some VectorOperand) {
     three(VectorRow(.x66, .m0F, 0xFA), to, a, b, nil, false)
   }
+  /// Smaller and larger of signed 32-bit lanes.
+  package func vpminsd(_ to: Vec, _ a: Vec, _ b: some VectorOperand) {
+    three(VectorRow(.x66, .m0F38, 0x39), to, a, b, nil, false)
+  }
+  package func vpmaxsd(_ to: Vec, _ a: Vec, _ b: some VectorOperand) {
+    three(VectorRow(.x66, .m0F38, 0x3D), to, a, b, nil, false)
+  }
   package func vpmulld(_ to: Vec, _ a: Vec, _ b: some VectorOperand) {
     three(VectorRow(.x66, .m0F38, 0x40), to, a, b, nil, false)
   }
@@ -183,10 +190,6 @@ extension Assembler {
   }
   package func vpbroadcastd(_ to: Vec, _ from: some VectorOperand) {
     two(VectorRow(.x66, .m0F38, 0x58, .fixed(4)), to, from)
-  }
-  /// Unsigned bytes to 32-bit lanes.
-  package func vpmovzxbd(_ to: Vec, _ from: some VectorOperand) {
-    two(VectorRow(.x66, .m0F38, 0x31, .fraction(4)), to, from)
   }
 
   // MARK: Moves

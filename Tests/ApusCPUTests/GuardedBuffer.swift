@@ -1,6 +1,8 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
+import ApusTensor
+
 #if canImport(Glibc)
   import Glibc
 #elseif canImport(Darwin)
@@ -41,4 +43,25 @@ final class GuardedBuffer {
   subscript(index: Int) -> Float { pointer[index] }
 
   deinit { munmap(mapping, mappedByteCount) }
+}
+
+/// A tensor's bytes before a page that must not be touched.
+final class GuardedTensor {
+  let tensor: Tensor
+  private let buffer: GuardedBuffer
+  private let start: Int
+
+  /// A copy of the tensor that ends where the memory ends.
+  init(_ source: Tensor) throws {
+    buffer = GuardedBuffer(count: (source.byteCount + 3) / 4 + 1)
+    start = buffer.count * 4 - source.byteCount
+    let bytes = UnsafeRawBufferPointer(start: buffer.raw + start, count: source.byteCount)
+    tensor = try Tensor(
+      source.dataType, shape: source.shape, storage: TensorStorage(viewing: bytes, owner: buffer))
+    if source.byteCount > 0 {
+      raw.copyMemory(from: source.bytes.baseAddress!, byteCount: source.byteCount)
+    }
+  }
+
+  var raw: UnsafeMutableRawPointer { buffer.raw + start }
 }

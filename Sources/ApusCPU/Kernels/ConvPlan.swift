@@ -26,22 +26,33 @@ package final class ConvPlan: Sendable {
   package let packedWeightByteCount: Int
   private let shape: ConvShape
   private let multiply: TiledMultiply
+  private let pixelBytes: Int
+  /// What stands around the input, in every byte.
+  private let padValue: Int
 
   /// Plans a convolution.
   ///
   /// - Throws: `not-yet-supported` when the epilogue or the tile cannot be compiled.
   package init(
     _ shape: ConvShape, tile: GemmTile? = nil, isa: ISA = .current,
-    epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = []
+    epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
+    types: ProductTypes = ProductTypes(), padValue: Int = 0
   ) throws(ApusError) {
-    guard isa != .portable, shape.isValid else {
+    let elementBytes = types.kind.elementBytes
+    let interleave = types.kind.interleave
+    let memberElements = Self.memberElements(shape)
+    guard isa != .portable, shape.isValid, memberElements % interleave == 0 || types.kind == .int8
+    else {
       throw ApusError(.notYetSupported, "this convolution has no generated kernel")
     }
     self.shape = shape
-    let padded = shape.needsPadding
+    self.padValue = padValue
+    pixelBytes = shape.inChannels * elementBytes
+    // Kernels read whole words; what they read too much is multiplied by zero, but must exist.
+    let padded = shape.needsPadding || memberElements % interleave != 0
     let width = padded ? shape.paddedWidth : shape.inWidth
     let height = padded ? shape.paddedHeight : shape.inHeight
-    let pixel = shape.inChannels * 4
+    let pixel = pixelBytes
     let groupInputs = shape.inChannels / shape.groups
     let groupOutputs = shape.outChannels / shape.groups
     // A window of one pixel that moves by one reads the pixels in order: one run of all of them.
@@ -49,8 +60,8 @@ package final class ConvPlan: Sendable {
       shape.kernelHeight == 1 && shape.kernelWidth == 1 && shape.strideHeight == 1
       && shape.strideWidth == 1 && !padded && shape.outHeight == height && shape.outWidth == width
     let run = linear ? shape.batch * height * width : shape.outWidth
-    let stride = shape.strideWidth * shape.inChannels
-    let tile = tile ?? GemmTile.choose(run: run, n: groupOutputs, stride: stride, isa: isa)
+    let stride = shape.strideWidth * pixel / 4
+    let tile = tile ?? GemmTile.choose(run: run, n: groupOutputs, stride: stride, isa: isa, kind: types.kind)
     self.tile = tile
     nr = tile.columns(isa)
 
@@ -100,10 +111,8 @@ package final class ConvPlan: Sendable {
 
     // The batch: window rows, or single places where their channels do not lie side by side or a row
     // of them is too long to stay in cache.
-    let wholeRows =
-      shape.dilationWidth == 1 && shape.groups == 1
-      && (shape.kernelWidth * groupInputs <= 2048 || shape.kernelWidth == 1)
-    let memberK = wholeRows ? shape.kernelWidth * groupInputs : groupInputs
+    let wholeRows = memberElements != groupInputs || shape.kernelWidth == 1
+    let memberK = (memberElements + interleave - 1) / interleave
     var offsets: [Int] = []
     for y in 0..<shape.kernelHeight {
       for x in 0..<(wholeRows ? 1 : shape.kernelWidth) {
@@ -112,7 +121,8 @@ package final class ConvPlan: Sendable {
     }
     let k = memberK * offsets.count
     var blocks: [TiledMultiply.KBlock] = []
-    let perBlock = tiles.count == 1 ? offsets.count : max(1, 768 / memberK)
+    let isWhole = tiles.count == 1 || types.result != types.kind.sumType
+    let perBlock = isWhole ? offsets.count : max(1, 768 / memberK)
     var first = 0
     for count in TiledMultiply.split(offsets.count, rows: perBlock) {
       blocks.append(
@@ -121,20 +131,30 @@ package final class ConvPlan: Sendable {
     }
     let groupBytes = PackedMatrix.byteCount(k: k, n: groupOutputs, nr: tile.columns(isa))
     packedWeightByteCount = groupBytes * shape.groups
-    workspaceByteCount = padded ? shape.batch * height * width * pixel : 0
+    workspaceByteCount = padded ? shape.batch * height * width * pixel + 4 : 0
     multiply = try TiledMultiply(
       TiledMultiply.Plan(
         isa: isa, tiles: tiles, patterns: patterns, offsets: offsets, blocks: blocks, k: k,
         n: groupOutputs, vectors: tile.vectors, ldb: nil, ldc: shape.outChannels,
-        epilogue: epilogue, operands: operands,
+        epilogue: epilogue, operands: operands, types: types.filled(operands.count),
         groups: (0..<shape.groups).map { group in
           TiledMultiply.Group(
-            a: group * groupInputs * 4, b: group * groupBytes, c: group * groupOutputs * 4,
+            a: group * groupInputs * elementBytes, b: group * groupBytes, c: group * groupOutputs,
             column: group * groupOutputs)
         }))
   }
 
-  /// Packs weights `[kernelHeight, kernelWidth, inChannels / groups, outChannels]`.
+  /// Elements of K that lie side by side in the input: a row of the window where that is possible and
+  /// not too long, else the channels of one place.
+  package static func memberElements(_ shape: ConvShape) -> Int {
+    let inputs = shape.inChannels / max(1, shape.groups)
+    let wholeRows =
+      shape.dilationWidth == 1 && shape.groups == 1
+      && (shape.kernelWidth * inputs <= 2048 || shape.kernelWidth == 1)
+    return wholeRows ? shape.kernelWidth * inputs : inputs
+  }
+
+  /// Packs single-precision weights `[kernelHeight, kernelWidth, inChannels / groups, outChannels]`.
   package func packWeights(
     _ weights: UnsafePointer<Float>, into packed: UnsafeMutablePointer<Float>
   ) {
@@ -156,46 +176,44 @@ package final class ConvPlan: Sendable {
   ) {
     var source = input
     if workspaceByteCount > 0 {
-      Self.pad(shape, input, into: workspace, pool)
+      pad(input, into: workspace, pool)
       source = UnsafeRawPointer(workspace)
     }
     multiply.run(a: source, b: packedWeights, c: output, operands: operands, pool: pool)
   }
 
-  /// Copies the input with the zeros around it that the windows touch.
-  private static func pad(
-    _ shape: ConvShape, _ input: UnsafeRawPointer, into padded: UnsafeMutableRawPointer,
-    _ pool: ThreadPool
+  /// Copies the input with what stands around it as far as the windows touch it.
+  private func pad(
+    _ input: UnsafeRawPointer, into padded: UnsafeMutableRawPointer, _ pool: ThreadPool
   ) {
-    let rowsPerTask = max(1, 65536 / (shape.paddedWidth * shape.inChannels * 4))
+    let rowsPerTask = max(1, 65536 / (shape.paddedWidth * pixelBytes))
     let rows = shape.batch * shape.paddedHeight
     pool.parallelFor(
-      (rows + rowsPerTask - 1) / rowsPerTask, (shape, input, padded, rows, rowsPerTask)
+      (rows + rowsPerTask - 1) / rowsPerTask, (self, input, padded, rows, rowsPerTask)
     ) { context, task in
-      let (shape, input, padded, rows, rowsPerTask) = context
+      let (plan, input, padded, rows, rowsPerTask) = context
       for row in task * rowsPerTask..<min(rows, (task + 1) * rowsPerTask) {
-        padRow(row, shape, input, padded)
+        plan.padRow(row, input, padded)
       }
     }
   }
 
-  private static func padRow(
-    _ row: Int, _ shape: ConvShape, _ input: UnsafeRawPointer, _ padded: UnsafeMutableRawPointer
-  ) {
-    let pixel = shape.inChannels * 4
-    let rowBytes = shape.paddedWidth * pixel
-    let left = shape.padLeft * pixel
-    let copied = max(0, min(shape.inWidth, shape.paddedWidth - shape.padLeft)) * pixel
+  private func padRow(_ row: Int, _ input: UnsafeRawPointer, _ padded: UnsafeMutableRawPointer) {
+    let pad = Int32(truncatingIfNeeded: padValue)
+    let rowBytes = shape.paddedWidth * pixelBytes
+    let left = shape.padLeft * pixelBytes
+    let copied = max(0, min(shape.inWidth, shape.paddedWidth - shape.padLeft)) * pixelBytes
     let target = padded + row * rowBytes
     let image = row / shape.paddedHeight
     let y = row % shape.paddedHeight - shape.padTop
     guard y >= 0, y < shape.inHeight, copied > 0 else {
-      memset(target, 0, rowBytes)
+      memset(target, pad, rowBytes)
       return
     }
-    if left > 0 { memset(target, 0, left) }
-    memcpy(target + left, input + (image * shape.inHeight + y) * shape.inWidth * pixel, copied)
+    if left > 0 { memset(target, pad, left) }
+    let source = (image * shape.inHeight + y) * shape.inWidth * pixelBytes
+    memcpy(target + left, input + source, copied)
     let right = rowBytes - left - copied
-    if right > 0 { memset(target + left + copied, 0, right) }
+    if right > 0 { memset(target + left + copied, pad, right) }
   }
 }

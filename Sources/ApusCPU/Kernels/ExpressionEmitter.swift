@@ -6,7 +6,8 @@ import ApusGraph
 import ApusTensor
 import ApusX86
 
-/// Emits a `ScalarExpr` over single-precision vector registers.
+/// Emits a `ScalarExpr` over vector registers of single-precision numbers; operands and results may be
+/// of narrower types or integers, which are converted as they come and go.
 ///
 /// Registers are given out from a fixed pool, the deeper operand first, so nothing is spilled; an
 /// expression that needs more registers than the pool holds, or a function without vector code, is
@@ -42,17 +43,20 @@ package final class ExpressionEmitter {
   private let poolSize: Int
   private let tail: TailMask?
   private let input: (Int) -> Input
+  private let types: [DataType]
   private let mask = Mask(1)
   /// Most registers of the pool that were in use at once.
   package private(set) var peak = 0
   /// Subexpressions that occur more than once, and the register that holds one to the end.
   private var shared: [ScalarExpr: (count: Int, register: Vec?)] = [:]
 
-  /// An emitter that may use the registers `free` and mask register 1.
+  /// An emitter that may use the registers `free` and mask register 1. Operands without an entry in
+  /// `types` are single precision.
   package init(
-    _ assembler: Assembler, isa: ISA, free: [Vec], tail: TailMask? = nil,
+    _ assembler: Assembler, isa: ISA, free: [Vec], tail: TailMask? = nil, types: [DataType] = [],
     input: @escaping (Int) -> Input
   ) {
+    self.types = types
     self.assembler = assembler
     self.tail = tail
     self.isa = isa
@@ -63,18 +67,28 @@ package final class ExpressionEmitter {
   }
 
   /// How many registers besides its inputs' an expression needs.
-  package static func registersNeeded(_ expression: ScalarExpr, isa: ISA) throws(ApusError) -> Int {
+  package static func registersNeeded(
+    _ expression: ScalarExpr, isa: ISA, types: [DataType] = [], result: DataType = .float32
+  ) throws(ApusError) -> Int {
     let all = (1..<isa.registerCount).map { Vec($0, isa.width) }
-    let trial = ExpressionEmitter(Assembler(), isa: isa, free: all) { _ in
+    let trial = ExpressionEmitter(Assembler(), isa: isa, free: all, types: types) { _ in
       .register(Vec(0, isa.width))
     }
-    _ = try trial.emit(expression)
+    _ = try trial.emit(expression, as: result)
     return trial.peak
   }
 
   /// Emits code for `expression`; the result is in the returned register, which is an input's own
   /// when the expression is just that input.
-  package func emit(_ expression: ScalarExpr) throws(ApusError) -> Vec {
+  ///
+  /// - Parameter type: What `storeElements` will store the lanes as.
+  package func emit(_ whole: ScalarExpr, as type: DataType = .float32) throws(ApusError) -> Vec {
+    var expression = whole
+    // Storing rounds.
+    if case .cast(let inner, type) = whole, type.isFloat, !isInteger(inner) { expression = inner }
+    guard isInteger(expression) == type.isInteger else {
+      throw ApusError(.notYetSupported, "no vector code for results of \(type)")
+    }
     shared = [:]
     countSubexpressions(expression)
     shared = shared.filter { $0.value.count > 1 }
@@ -204,30 +218,101 @@ package final class ExpressionEmitter {
       case .register(let register): return Value(register: register, owned: false)
       case .memory(let address):
         let register = try allocate()
-        assembler.vmovups(register, address)
+        assembler.loadElements(register, address, type(index), nil)
         return Value(register: register, owned: true)
       case .tail(let address):
         let register = try allocate()
-        assembler.loadTail(register, address, tail)
+        assembler.loadElements(register, address, type(index), tail)
         return Value(register: register, owned: true)
       case .element(let address):
+        guard type(index).bitWidth == 32 else {
+          throw ApusError(.notYetSupported, "no vector code for a single \(type(index))")
+        }
         let register = try allocate()
         assembler.vbroadcastss(register, address)
         return Value(register: register, owned: true)
       }
     case .const(let number): return Value(register: try load(number), owned: true)
-    case .cast(let a, .float32): return try value(a)
-    case .cast(let a, .bool):
+    case .cast(let a, .float32):
+      let operand = try value(a)
+      guard isInteger(a) else { return operand }
+      let result = try target(operand)
+      assembler.vcvtdq2ps(result, operand.register)
+      return Value(register: result, owned: true)
+    case .cast(let a, .bfloat16) where isa == .avx512 && !isInteger(a):
+      let operand = try value(a)
+      let result = try target(operand)
+      assembler.vcvtneps2bf16(result.at(.ymm), operand.register)
+      assembler.vpmovzxwd(result, result.at(.ymm))
+      assembler.vpslld(result, result, 16)
+      return Value(register: result, owned: true)
+    case .cast(let a, .bool) where !isInteger(a):
       let operand = try value(a)
       let result = try target(operand)
       truth(result, .notEqual, operand.register, constant(0))
       return Value(register: result, owned: true)
     case .cast(_, let type):
+      if let quantization = ScalarQuantization(expression), ElementAccess.supports(type, isa) {
+        return try quantize(quantization)
+      }
       throw ApusError(.notYetSupported, "no vector code for a conversion to \(type)")
-    case .unary(let function, let a): return try unary(function, try value(a))
+    case .unary(let function, let a):
+      guard !isInteger(a) else {
+        throw ApusError(.notYetSupported, "no vector code for \(function.rawValue) of integers")
+      }
+      return try unary(function, try value(a))
     case .binary(let function, let a, let b): return try binary(function, a, b)
     case .select(let condition, let a, let b): return try select(condition, a, b)
     }
+  }
+
+  /// Rounds to integer lanes. The upper bound is applied to the number, because what is too large for
+  /// an integer would turn negative.
+  private func quantize(_ quantization: ScalarQuantization) throws(ApusError) -> Value {
+    let steps = try value(quantization.steps)
+    let result = try target(steps)
+    let range = quantization.range
+    assembler.vminps(result, steps.register, constant(Double(range.upperBound)))
+    assembler.vcvtps2dq(result, result)
+    assembler.vpmaxsd(result, result, integer(range.lowerBound))
+    if quantization.zeroPoint != 0 {
+      assembler.vpaddd(result, result, integer(quantization.zeroPoint))
+    }
+    return Value(register: result, owned: true)
+  }
+
+  private func integer(_ number: Int) -> Address {
+    constant(bits: UInt32(truncatingIfNeeded: number))
+  }
+
+  private func type(_ input: Int) -> DataType { input < types.count ? types[input] : .float32 }
+
+  /// Whether the lanes of a subexpression hold integers.
+  private func isInteger(_ expression: ScalarExpr) -> Bool {
+    switch expression {
+    case .input(let index): type(index).isInteger
+    case .const, .select: false
+    case .cast(_, let type): type.isInteger
+    case .unary(_, let a): isInteger(a)
+    case .binary(let function, let a, let b): !function.isPredicate && isInteger(a) && isInteger(b)
+    }
+  }
+
+  /// Arithmetic on integer lanes.
+  private func integerBinary(_ function: BinaryFunction, _ a: ScalarExpr, _ b: ScalarExpr)
+    throws(ApusError) -> Value
+  {
+    let (x, y) = try operands(a, b)
+    let result = try target(x, y)
+    switch function {
+    case .add: assembler.vpaddd(result, x.register, y.register)
+    case .subtract: assembler.vpsubd(result, x.register, y.register)
+    case .minimum: assembler.vpminsd(result, x.register, y.register)
+    case .maximum: assembler.vpmaxsd(result, x.register, y.register)
+    default:
+      throw ApusError(.notYetSupported, "no vector code for \(function.rawValue) of integers")
+    }
+    return finish(result, x, y)
   }
 
   /// A rough measure of how many registers a subtree takes.
@@ -313,6 +398,12 @@ package final class ExpressionEmitter {
   private func binary(
     _ function: BinaryFunction, _ a: ScalarExpr, _ b: ScalarExpr
   ) throws(ApusError) -> Value {
+    switch (isInteger(a), isInteger(b)) {
+    case (true, true): return try integerBinary(function, a, b)
+    case (false, false): break
+    default:
+      throw ApusError(.notYetSupported, "no vector code for an integer with a number")
+    }
     if let fused = try multiplyAdd(function, a, b) { return fused }
     if function == .power { return try power(a, b) }
     // A constant second operand is read from memory.

@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusGraph
+import ApusTensor
 import ApusX86
 
 /// How an extra operand of an epilogue is indexed; operand `n` is input `n + 1` of the expression.
@@ -15,6 +16,30 @@ package enum EpilogueOperand: Hashable, Sendable {
   case full
 }
 
+/// The arithmetic of a product. Elements of K are taken in words of 32 bits, as many as fit, so that
+/// loops and addresses are the same for all.
+package enum ProductKind: Hashable, Sendable {
+  /// Single precision, one element a word.
+  case float32
+  /// BF16 operands, two elements a word, sums in single precision.
+  case bfloat16
+  /// Unsigned bytes in A, signed ones in B, four elements a word, sums in 32-bit integers.
+  case int8
+
+  /// Elements of K in a word.
+  package var interleave: Int {
+    switch self {
+    case .float32: 1
+    case .bfloat16: 2
+    case .int8: 4
+    }
+  }
+  /// Bytes of an element of A and of B.
+  package var elementBytes: Int { 4 / interleave }
+  /// The type of a sum.
+  package var sumType: DataType { self == .int8 ? .int32 : .float32 }
+}
+
 /// What one generated tile computes: `C[rows x columns] (+)= sum over the batch of A_b * B_b`.
 ///
 /// Row `i` of `A_b` starts `rowOffsets[i]` bytes behind its first, so the rows of a tile may be rows of
@@ -25,18 +50,23 @@ package struct MicrokernelShape: Hashable, Sendable {
   package var rowOffsets: [Int]
   /// Vectors of columns computed.
   package var vectors: Int
-  /// Bytes from the columns of B for one `k` to those for the next: the width of a packed panel, or
+  /// Bytes from the columns of B for one word of `k` to those for the next: the width of a packed panel, or
   /// the row stride of a matrix that is used as it is.
   package var panelBytes: Int
   /// Whether columns of B that do not exist must not be read (they are padded in packed panels).
   package var masksB: Bool
   /// Columns of the last vector that exist.
   package var lastColumns: Int
-  /// Bytes from one row of C (and of full operands) to the next.
-  package var rowBytesOfC: Int
+  /// Elements from one row of C (and of full operands) to the next.
+  package var rowStrideOfC: Int
   /// What happens to each element before it is stored for the last time.
   package var epilogue: ScalarExpr
   package var operands: [EpilogueOperand]
+  /// The element types of the operands.
+  package var operandTypes: [DataType]
+  /// The element type of C; only sums may be accumulated in it.
+  package var resultType: DataType
+  package var kind: ProductKind
   package var isa: ISA
   /// Whether elements of A are read as embedded broadcasts instead of into a register first.
   package var embedsBroadcast: Bool
@@ -49,7 +79,7 @@ package final class Microkernel: Sendable {
     package static let a = 0
     package static let b = 1
     package static let c = 2
-    /// Elements of K in each member of the batch.
+    /// Words of K in each member of the batch.
     package static let k = 3
     package static let batchCount = 4
     /// Address of the byte offsets of the members of the batch from `a`.
@@ -136,7 +166,7 @@ private struct MicrokernelGenerator {
     }
     // Accumulators start as zero; what C holds is added behind the loop, when its lines have arrived.
     for row in 0..<rows {
-      a.prefetcht0(Address(.rcx, row * shape.rowBytesOfC))
+      a.prefetcht0(addressOfC(row, 0))
       for register in accumulators[row] { a.vxorps(register, register, register) }
     }
     let batch = a.here()
@@ -184,7 +214,7 @@ private struct MicrokernelGenerator {
   /// How many elements of K ahead of their use columns of B are fetched.
   private static let prefetchSteps = 16
 
-  /// One element of K: every accumulator gets one multiply-add.
+  /// One word of K: every accumulator gets one multiply-add.
   private func step(_ k: Int) {
     let panelBytes = shape.panelBytes
     let columns = free.prefix(shape.vectors)
@@ -202,73 +232,94 @@ private struct MicrokernelGenerator {
       let element = Address(.rax, shape.rowOffsets[row] + 4 * k)
       if shape.embedsBroadcast {
         for (index, column) in columns.enumerated() {
-          a.vfmadd231ps(accumulators[row][index], column, element.broadcasting)
+          multiplyAdd(accumulators[row][index], column, element.broadcasting)
         }
       } else {
         let factor = spare[row % spare.count]
         a.vbroadcastss(factor, element)
         for (index, column) in columns.enumerated() {
-          a.vfmadd231ps(accumulators[row][index], column, factor)
+          multiplyAdd(accumulators[row][index], column, factor)
         }
       }
+    }
+  }
+
+  private func multiplyAdd(_ sum: Vec, _ column: Vec, _ factor: Address) {
+    switch shape.kind {
+    case .bfloat16: a.vdpbf16ps(sum, column, factor)
+    default: a.vfmadd231ps(sum, column, factor)
+    }
+  }
+
+  private func multiplyAdd(_ sum: Vec, _ column: Vec, _ factor: Vec) {
+    switch shape.kind {
+    case .float32: a.vfmadd231ps(sum, column, factor)
+    case .bfloat16: a.vdpbf16ps(sum, column, factor)
+    case .int8: a.vpdpbusd(sum, factor, column)
     }
   }
 
   // MARK: Storing
 
+  private var bytesOfC: Int { ElementAccess.byteCount(shape.resultType) }
+
   private func addressOfC(_ row: Int, _ column: Int) -> Address {
-    Address(.rcx, row * shape.rowBytesOfC + column * width.bytes)
+    Address(.rcx, (row * shape.rowStrideOfC + column * isa.lanes) * bytesOfC)
   }
+
+  /// The types of the epilogue's inputs: the sum, then the operands.
+  private var inputTypes: [DataType] { [shape.kind.sumType] + shape.operandTypes }
 
   private func store() throws(ApusError) {
     if let tail, !shape.masksB {
       a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
     }
-    let start = a.label()
-    a.mov(.rax, .r11)
-    a.and(.rax, Microkernel.accumulate)
-    a.j(.equal, start)
-    for row in 0..<rows {
-      for (column, register) in accumulators[row].enumerated() {
-        if let tail = tail(column) {
-          a.loadTail(free[0], addressOfC(row, column), tail)
-          a.vaddps(register, register, free[0])
-        } else {
-          a.vaddps(register, register, addressOfC(row, column))
-        }
-      }
-    }
-    a.bind(start)
-    if shape.epilogue == .input(0) { return storeAll() }
+    if shape.resultType == shape.kind.sumType { addWhatCHolds() }
+    if shape.epilogue == .input(0) && shape.resultType == shape.kind.sumType { return storeSums() }
     let plain = a.label()
     let done = a.label()
     a.mov(.rax, .r11)
     a.and(.rax, Microkernel.finish)
     a.j(.equal, plain)
     let operandRegisters = try loadOperandAddresses()
-    let needed = try ExpressionEmitter.registersNeeded(shape.epilogue, isa: isa)
+    let needed = try ExpressionEmitter.registersNeeded(
+      shape.epilogue, isa: isa, types: inputTypes, result: shape.resultType)
     let transient = shape.operands.isEmpty ? 0 : shape.epilogue.inputCount - 1
     if needed <= Self.simpleRegisters && needed + transient <= free.count {
       try storeThroughRegisters(operandRegisters)
-      a.jmp(done)
-      a.bind(plain)
-      storeAll()
     } else {
-      // Too few registers beside the accumulators, or too much code to repeat for each of them: store
-      // them and go over the tile row by row.
-      storeAll()
-      try finishInMemory(operandRegisters)
-      a.jmp(done)
-      a.bind(plain)
-      storeAll()
+      // Too few registers beside the accumulators, or too much code to repeat for each of them.
+      try storeThroughMemory(operandRegisters)
     }
+    a.jmp(done)
+    a.bind(plain)
+    if shape.resultType == shape.kind.sumType { storeSums() }
     a.bind(done)
+  }
+
+  /// Adds an earlier part of the sums, if the call says so.
+  private func addWhatCHolds() {
+    let start = a.label()
+    a.mov(.rax, .r11)
+    a.and(.rax, Microkernel.accumulate)
+    a.j(.equal, start)
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        a.loadTail(free[0], addressOfC(row, column), tail(column))
+        if shape.kind == .int8 {
+          a.vpaddd(register, register, free[0])
+        } else {
+          a.vaddps(register, register, free[0])
+        }
+      }
+    }
+    a.bind(start)
   }
 
   /// Expressions that need more registers have long code.
   private static let simpleRegisters = 3
 
-  private func storeAll() {
+  private func storeSums() {
     for row in 0..<rows {
       for (column, register) in accumulators[row].enumerated() {
         a.storeTail(addressOfC(row, column), register, tail(column))
@@ -291,18 +342,19 @@ private struct MicrokernelGenerator {
     return used
   }
 
-  /// Where extra operand `index` is for vector `column` of the row `rowBytes` behind the addresses.
-  private func operand(_ index: Int, _ register: R64, row rowBytes: Int, _ column: Int)
+  /// Where extra operand `index` is for vector `column` of a row of the tile.
+  private func operand(_ index: Int, _ register: R64, row: Int, _ column: Int)
     -> ExpressionEmitter.Input
   {
+    let bytes = ElementAccess.byteCount(shape.operandTypes[index])
     let address = Address(register)
     switch shape.operands[index] {
     case .scalar: return .element(address)
     case .perColumn:
-      let place = address.offset(column * width.bytes)
+      let place = address.offset(column * isa.lanes * bytes)
       return tail(column) == nil ? .memory(place) : .tail(place)
     case .full:
-      let place = address.offset(rowBytes + column * width.bytes)
+      let place = address.offset((row * shape.rowStrideOfC + column * isa.lanes) * bytes)
       return tail(column) == nil ? .memory(place) : .tail(place)
     }
   }
@@ -310,37 +362,48 @@ private struct MicrokernelGenerator {
   private func storeThroughRegisters(_ addresses: [R64]) throws(ApusError) {
     for row in 0..<rows {
       for (column, register) in accumulators[row].enumerated() {
-        let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail) { input in
+        let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail, types: inputTypes) {
+          input in
           input == 0
-            ? .register(register)
-            : operand(input - 1, addresses[input - 1], row: row * shape.rowBytesOfC, column)
+            ? .register(register) : operand(input - 1, addresses[input - 1], row: row, column)
         }
-        let value = try emitter.emit(shape.epilogue)
-        a.storeTail(addressOfC(row, column), value, tail(column))
+        let value = try emitter.emit(shape.epilogue, as: shape.resultType)
+        a.storeElements(addressOfC(row, column), value, shape.resultType, tail(column))
       }
     }
   }
 
-  private func finishInMemory(_ addresses: [R64]) throws(ApusError) {
+  /// Puts the accumulators on the stack, which frees their registers, and goes over the tile row by row.
+  private func storeThroughMemory(_ addresses: [R64]) throws(ApusError) {
+    let rowBytes = shape.vectors * width.bytes
+    a.sub(.rsp, rows * rowBytes)
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        a.vmovups(Address(.rsp, row * rowBytes + column * width.bytes), register)
+      }
+    }
     var registers = (0..<isa.registerCount).map { Vec($0, width) }
     if case .lanes(let lanes) = tail { registers.removeAll { $0 == lanes } }
     let value = registers.removeFirst()
+    a.lea(.r11, Address(.rsp))
     a.mov(.rax, rows)
     let loop = a.here()
     for column in 0..<shape.vectors {
-      let place = Address(.rcx, column * width.bytes)
-      a.loadTail(value, place, tail(column))
-      let emitter = ExpressionEmitter(a, isa: isa, free: registers, tail: tail) { input in
-        input == 0
-          ? .register(value) : operand(input - 1, addresses[input - 1], row: 0, column)
+      a.vmovups(value, Address(.r11, column * width.bytes))
+      let emitter = ExpressionEmitter(a, isa: isa, free: registers, tail: tail, types: inputTypes) {
+        input in
+        input == 0 ? .register(value) : operand(input - 1, addresses[input - 1], row: 0, column)
       }
-      a.storeTail(place, try emitter.emit(shape.epilogue), tail(column))
+      let result = try emitter.emit(shape.epilogue, as: shape.resultType)
+      a.storeElements(addressOfC(0, column), result, shape.resultType, tail(column))
     }
-    a.add(.rcx, shape.rowBytesOfC)
+    a.add(.r11, rowBytes)
+    a.add(.rcx, shape.rowStrideOfC * bytesOfC)
     for (index, kind) in shape.operands.enumerated() where kind == .full {
-      a.add(addresses[index], shape.rowBytesOfC)
+      a.add(addresses[index], shape.rowStrideOfC * ElementAccess.byteCount(shape.operandTypes[index]))
     }
     a.dec(.rax)
     a.j(.notEqual, loop)
+    a.add(.rsp, rows * rowBytes)
   }
 }

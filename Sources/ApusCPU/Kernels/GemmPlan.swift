@@ -4,16 +4,46 @@
 import ApusBase
 import ApusGraph
 
-/// `C[m x n] = epilogue(A[m x k] * B[k x n])` in single precision, row-major, everything decided in
-/// advance.
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Musl)
+  import Musl
+#elseif canImport(Darwin)
+  import Darwin
+#endif
+
+/// Copies rows and fills them up with zeros.
+private struct RowFilling {
+  let rows: Int
+  /// Bytes from one row to the next in the source, of it in use, and in the copy.
+  let from: Int
+  let used: Int
+  let to: Int
+
+  func run(_ source: UnsafeRawPointer, _ target: UnsafeMutableRawPointer, pool: ThreadPool) {
+    let perTask = max(1, 65536 / to)
+    pool.parallelFor((rows + perTask - 1) / perTask, (self, source, target, perTask)) {
+      context, task in
+      let (filling, source, target, perTask) = context
+      for row in task * perTask..<min(filling.rows, (task + 1) * perTask) {
+        let place = target + row * filling.to
+        memcpy(place, source + row * filling.from, filling.used)
+        memset(place + filling.used, 0, filling.to - filling.used)
+      }
+    }
+  }
+}
+
+/// `C[m x n] = epilogue(A[m x k] * B[k x n])`, row-major, everything decided in advance.
 package final class GemmPlan: Sendable {
   /// The register tile.
   package let tile: GemmTile
   /// The panel width that B must be packed with (`PackedMatrix`).
   package let nr: Int
-  /// Scratch memory a run needs.
-  package let workspaceByteCount = 0
+  /// Scratch memory a run needs: rows of A filled up to whole words.
+  package let workspaceByteCount: Int
   private let multiply: TiledMultiply
+  private let rows: RowFilling?
 
   /// Plans a product; strides in elements. With `ldb`, B is used as it lies instead of packed.
   /// Several products of the same sizes are planned together by listing where each one starts;
@@ -23,12 +53,23 @@ package final class GemmPlan: Sendable {
   package init(
     m: Int, n: Int, k: Int, lda: Int, ldc: Int, ldb: Int? = nil, tile: GemmTile? = nil,
     isa: ISA = .current, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
-    batch: [BatchMember] = [BatchMember()]
+    types: ProductTypes = ProductTypes(), batch: [BatchMember] = [BatchMember()]
   ) throws(ApusError) {
-    guard m > 0, n > 0, k > 0, isa != .portable else {
+    let elementBytes = types.kind.elementBytes
+    let interleave = types.kind.interleave
+    guard m > 0, n > 0, k > 0, isa != .portable, ldb == nil || interleave == 1,
+      k % interleave == 0 || batch.count == 1
+    else {
       throw ApusError(.notYetSupported, "a product of \(m) x \(k) and \(k) x \(n)")
     }
-    var tile = tile ?? GemmTile.choose(run: m, n: n, stride: lda, isa: isa)
+    let words = (k + interleave - 1) / interleave
+    // Kernels read whole words: rows that end inside one are copied and filled up with zeros.
+    rows =
+      k % interleave == 0
+      ? nil : RowFilling(rows: m, from: lda * elementBytes, used: k * elementBytes, to: words * 4)
+    let rowBytes = rows?.to ?? lda * elementBytes
+    workspaceByteCount = rows.map { $0.rows * $0.to } ?? 0
+    var tile = tile ?? GemmTile.choose(run: m, n: n, stride: rowBytes / 4, isa: isa, kind: types.kind)
     if ldb != nil && isa == .avx2 {
       // The lanes of B's last columns take a register.
       tile.rows = max(1, min(tile.rows, (isa.registerCount - 2 - tile.vectors) / tile.vectors))
@@ -40,25 +81,28 @@ package final class GemmPlan: Sendable {
     var row = 0
     for size in TiledMultiply.split(m, rows: tile.rows) {
       let index = patterns.firstIndex { $0.count == size } ?? patterns.count
-      if index == patterns.count { patterns.append((0..<size).map { $0 * lda * 4 }) }
-      tiles.append(TiledMultiply.Tile(offsetInA: row * lda * 4, row: row, pattern: index))
+      if index == patterns.count { patterns.append((0..<size).map { $0 * rowBytes }) }
+      tiles.append(TiledMultiply.Tile(offsetInA: row * rowBytes, row: row, pattern: index))
       row += size
     }
     // Long sums are cut so that the part of B in use stays in the second-level cache; with one tile of
-    // rows nothing is used twice.
+    // rows nothing is used twice. Sums wait in C between the pieces, where it can hold them.
     var blocks: [TiledMultiply.KBlock] = []
-    let pieces = tiles.count == 1 ? 1 : max(1, (k + 255) / 512)
+    let isWhole = tiles.count == 1 || types.result != types.kind.sumType
+    let pieces = isWhole ? 1 : max(1, (words + 255) / 512)
     var start = 0
-    for (index, size) in TiledMultiply.split(k, rows: (k + pieces - 1) / pieces).enumerated() {
+    for (index, size) in TiledMultiply.split(words, rows: (words + pieces - 1) / pieces).enumerated() {
       blocks.append(TiledMultiply.KBlock(first: index, count: 1, k: size, start: start))
       start += size
     }
     multiply = try TiledMultiply(
       TiledMultiply.Plan(
         isa: isa, tiles: tiles, patterns: patterns, offsets: blocks.map { $0.start * 4 },
-        blocks: blocks, k: k, n: n, vectors: tile.vectors, ldb: ldb, ldc: ldc, epilogue: epilogue,
-        operands: operands,
-        groups: batch.map { TiledMultiply.Group(a: $0.a * 4, b: $0.b * 4, c: $0.c * 4) }))
+        blocks: blocks, k: words, n: n, vectors: tile.vectors, ldb: ldb, ldc: ldc,
+        epilogue: epilogue, operands: operands, types: types.filled(operands.count),
+        groups: batch.map {
+          TiledMultiply.Group(a: $0.a * elementBytes, b: $0.b * elementBytes, c: $0.c)
+        }))
   }
 
   /// Where one of several products starts in A, B and C, in elements.
@@ -81,6 +125,11 @@ package final class GemmPlan: Sendable {
     operands: UnsafePointer<UnsafeRawPointer>? = nil, workspace: UnsafeMutableRawPointer? = nil,
     pool: ThreadPool
   ) {
+    var a = a
+    if let rows, let workspace {
+      rows.run(a, workspace, pool: pool)
+      a = UnsafeRawPointer(workspace)
+    }
     multiply.run(a: a, b: b, c: c, operands: operands, pool: pool)
   }
 }

@@ -20,11 +20,15 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   package func columns(_ isa: ISA) -> Int { vectors * isa.lanes }
 
   /// The tiles worth timing, each with as many rows as the registers hold.
-  package static func candidates(_ isa: ISA) -> [GemmTile] {
+  package static func candidates(_ isa: ISA, _ kind: ProductKind = .float32) -> [GemmTile] {
     let shapes =
       isa == .avx512
       ? [(7, 4), (9, 3), (14, 2), (28, 1), (4, 6), (2, 8)] : [(6, 2), (4, 3), (12, 1), (2, 4)]
-    return shapes.map { GemmTile(rows: $0.0, vectors: $0.1) }
+    return shapes.map { rows, vectors in
+      // Bytes of A are multiplied from a register of their own.
+      let free = isa.registerCount - vectors - (kind == .int8 ? 1 : 0)
+      return GemmTile(rows: min(rows, free / vectors), vectors: vectors)
+    }
   }
 
   /// The share of the peak that this tile reaches for `n` columns and rows that come in runs of `run`
@@ -55,11 +59,13 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   }
 
   /// The most efficient tile of the candidates, its rows limited by the cache.
-  package static func choose(run: Int, n: Int, stride: Int, isa: ISA) -> GemmTile {
+  package static func choose(
+    run: Int, n: Int, stride: Int, isa: ISA, kind: ProductKind = .float32
+  ) -> GemmTile {
     let used = (n + isa.lanes - 1) / isa.lanes
     var best = GemmTile(rows: 1, vectors: 1)
     var bestScore = -1.0
-    for candidate in candidates(isa) {
+    for candidate in candidates(isa, kind) {
       let tile = GemmTile(
         rows: min(candidate.rows, rowLimit(stride: stride)), vectors: min(used, candidate.vectors))
       let score = tile.efficiency(run: run, n: n, stride: stride, isa: isa)

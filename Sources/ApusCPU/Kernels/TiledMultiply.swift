@@ -3,7 +3,33 @@
 
 import ApusBase
 import ApusGraph
+import ApusTensor
 import ApusX86
+
+/// The element types of a product.
+package struct ProductTypes: Hashable, Sendable {
+  package var kind: ProductKind
+  /// C's.
+  package var result: DataType
+  /// Those of the epilogue's extra operands.
+  package var operands: [DataType]
+
+  /// Names the types; operands are single precision where nothing else is said.
+  package init(
+    _ kind: ProductKind = .float32, result: DataType? = nil, operands: [DataType] = []
+  ) {
+    self.kind = kind
+    self.result = result ?? kind.sumType
+    self.operands = operands
+  }
+
+  /// The same with a type for each of `count` operands.
+  func filled(_ count: Int) -> ProductTypes {
+    var copy = self
+    copy.operands += Array(repeating: .float32, count: max(0, count - operands.count))
+    return copy
+  }
+}
 
 /// A product of matrices cut into register tiles: what matrix multiplication and convolution share.
 ///
@@ -26,9 +52,9 @@ package final class TiledMultiply: Sendable {
     /// Members of the batch: offsets `first..<first + count` of the plan.
     package var first: Int
     package var count: Int
-    /// Elements of K in each member.
+    /// Words of K in each member.
     package var k: Int
-    /// Elements of K before this block.
+    /// Words of K before this block.
     package var start: Int
   }
 
@@ -40,6 +66,7 @@ package final class TiledMultiply: Sendable {
     package var patterns: [[Int]]
     package var offsets: [Int]
     package var blocks: [KBlock]
+    /// Words of K in all.
     package var k: Int
     package var n: Int
     /// Panel width of packed B in vectors; also what one call computes at most.
@@ -49,14 +76,18 @@ package final class TiledMultiply: Sendable {
     package var ldc: Int
     package var epilogue: ScalarExpr
     package var operands: [EpilogueOperand]
+    package var types: ProductTypes
     /// Independent products of the same sizes: groups of a convolution, members of a batch.
     package var groups = [Group()]
   }
 
-  /// Where one of several products lies, in bytes from the operands' starts.
+  /// Where one of several products lies.
   package struct Group: Sendable {
+    /// Bytes from the start of A.
     package var a = 0
+    /// Bytes from the start of B.
     package var b = 0
+    /// Elements from the start of C.
     package var c = 0
     /// Columns to skip in operands that have one element per column.
     package var column = 0
@@ -71,6 +102,7 @@ package final class TiledMultiply: Sendable {
   private let panelsPerTask: Int
   private let panelTasks: Int
   private let offsets: OffsetTable
+  private let operandBytes: [Int]
 
   package init(_ plan: Plan) throws(ApusError) {
     self.plan = plan
@@ -88,13 +120,19 @@ package final class TiledMultiply: Sendable {
             MicrokernelShape(
               rowOffsets: pattern, vectors: (columns + lanes - 1) / lanes,
               panelBytes: 4 * (plan.ldb ?? nr), masksB: plan.ldb != nil,
-              lastColumns: (columns - 1) % lanes + 1,
-              rowBytesOfC: 4 * plan.ldc, epilogue: plan.epilogue, operands: plan.operands,
-              isa: plan.isa, embedsBroadcast: plan.isa == .avx512)))
+              lastColumns: (columns - 1) % lanes + 1, rowStrideOfC: plan.ldc,
+              epilogue: plan.epilogue, operands: plan.operands,
+              operandTypes: plan.types.operands, resultType: plan.types.result,
+              kind: plan.types.kind, isa: plan.isa,
+              embedsBroadcast: plan.isa == .avx512 && plan.types.kind != .int8)))
       }
     }
     self.kernels = kernels
     offsets = OffsetTable(plan.offsets)
+    operandBytes = plan.types.operands.map(ElementAccess.byteCount)
+    guard plan.blocks.count == 1 || plan.types.result == plan.types.kind.sumType else {
+      throw ApusError(.internalError, "sums cannot be kept in \(plan.types.result)")
+    }
     // A block of rows keeps its part of A in the second-level cache while panels of B pass by. Among
     // the divisions that give enough tasks to share out, the one that reads least from beyond that
     // cache: B once for each block of rows, A once for each group of panels.
@@ -168,6 +206,7 @@ package final class TiledMultiply: Sendable {
     let a = a + group.a
     let b = b + group.b
     let patterns = plan.patterns.count
+    let bytesOfC = ElementAccess.byteCount(plan.types.result)
     for panel in range {
       let variants = panel == panels - 1 ? kernels.count - patterns : 0
       let column = panel * nr
@@ -184,17 +223,19 @@ package final class TiledMultiply: Sendable {
         plan.tiles.withUnsafeBufferPointer { table in
           for number in tiles {
             let tile = table[number]
-            let place = (tile.row * plan.ldc + column) * 4 + group.c
+            let place = tile.row * plan.ldc + column + group.c
             arguments[Argument.a] = a + tile.offsetInA
-            arguments[Argument.c] = c + place
+            arguments[Argument.c] = c + place * bytesOfC
             if let operands {
               for (index, kind) in plan.operands.enumerated() {
                 let base = Int(bitPattern: operands[index])
-                switch kind {
-                case .scalar: arguments[Argument.operands + index] = base
-                case .perColumn: arguments[Argument.operands + index] = base + (column + group.column) * 4
-                case .full: arguments[Argument.operands + index] = base + place
-                }
+                let bytes = operandBytes[index]
+                arguments[Argument.operands + index] =
+                  switch kind {
+                  case .scalar: base
+                  case .perColumn: base + (column + group.column) * bytes
+                  case .full: base + place * bytes
+                  }
               }
             }
             kernels[variants + tile.pattern].code(arguments)

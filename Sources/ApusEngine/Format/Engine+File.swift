@@ -191,6 +191,6 @@ extension Engine {
   }
 
   private static func checkedElements(_ packing: PackedLayout) throws(ApusError) -> Int {
-    try Tensor.checkedCount([packing.batch, packing.panelCount, packing.rows, packing.width])
+    try Tensor.checkedCount([packing.batch, packing.panelCount, packing.storedRows, packing.width])
   }
 }

@@ -11,6 +11,10 @@ import ApusTensor
 /// `ceil(columns / width)` panels of `rows` x `width` elements, the last one padded with zeros, so
 /// that a kernel reads it straight through. The value keeps its logical type; only its bytes are in
 /// this order.
+///
+/// Instructions that multiply several narrow elements at once want them side by side: with `interleave`
+/// n, n rows of a column follow each other before the next column. Each `segment` of rows (those of one
+/// place in a convolution's window) is then filled up with zeros to a multiple of n.
 public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   /// The number of independent matrices.
   public var batch: Int
@@ -20,9 +24,17 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   public var columns: Int
   /// The columns of a panel.
   public var width: Int
+  /// Rows of one column that lie side by side.
+  public var interleave: Int
+  /// Rows that are padded together; divides `rows`.
+  public var segment: Int
 
-  /// Creates a layout.
-  public init(batch: Int, rows: Int, columns: Int, width: Int) {
+  /// Creates a layout; without `segment`, all rows are one.
+  public init(
+    batch: Int, rows: Int, columns: Int, width: Int, interleave: Int = 1, segment: Int? = nil
+  ) {
+    self.interleave = interleave
+    self.segment = segment ?? rows
     self.batch = batch
     self.rows = rows
     self.columns = columns
@@ -32,10 +44,19 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   /// The number of panels of each matrix.
   public var panelCount: Int { (columns + width - 1) / width }
 
-  /// The number of stored elements.
-  public var elementCount: Int { batch * panelCount * rows * width }
+  /// Rows of each matrix with the padding.
+  public var storedRows: Int {
+    rows / max(1, segment) * ((segment + interleave - 1) / interleave * interleave)
+  }
 
-  public var description: String { "panels[\(batch), \(rows), \(columns), \(width)]" }
+  /// The number of stored elements.
+  public var elementCount: Int { batch * panelCount * storedRows * width }
+
+  public var description: String {
+    interleave == 1
+      ? "panels[\(batch), \(rows), \(columns), \(width)]"
+      : "panels[\(batch), \(rows), \(columns), \(width), \(interleave), \(segment)]"
+  }
 
   /// Packs a dense row-major `[rows, batch, columns]` tensor; the result is a vector of elements.
   ///
@@ -68,6 +89,7 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
 
   /// Calls `body(denseByteOffset, storedByteOffset, byteCount)` for every run of a panel row.
   private func walk(_ size: Int, _ body: (Int, Int, Int) -> Void) {
+    if interleave > 1 { return walkInterleaved(size, body) }
     var stored = 0
     for matrix in 0..<batch {
       for panel in 0..<panelCount {
@@ -76,6 +98,26 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
         for row in 0..<rows {
           body(((row * batch + matrix) * columns + column) * size, stored, run * size)
           stored += width * size
+        }
+      }
+    }
+  }
+
+  private func walkInterleaved(_ size: Int, _ body: (Int, Int, Int) -> Void) {
+    let lines = (segment + interleave - 1) / interleave
+    for matrix in 0..<batch {
+      for panel in 0..<panelCount {
+        let start = (matrix * panelCount + panel) * storedRows * width
+        let column = panel * width
+        let run = min(width, columns - column)
+        for row in 0..<rows {
+          let (part, inside) = row.quotientAndRemainder(dividingBy: segment)
+          let line = part * lines + inside / interleave
+          let first = start + line * width * interleave + inside % interleave
+          let dense = (row * batch + matrix) * columns + column
+          for offset in 0..<run {
+            body((dense + offset) * size, (first + offset * interleave) * size, size)
+          }
         }
       }
     }

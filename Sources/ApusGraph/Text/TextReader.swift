@@ -110,10 +110,16 @@ public struct TextReader {
   private mutating func readPacking() throws(ApusError) -> PackedLayout {
     try lexer.expect(word: "panels")
     let sizes = try readInts()
-    guard sizes.count == 4, sizes.allSatisfy({ $0 > 0 && $0 < 1 << 31 }) else {
+    guard sizes.count == 4 || sizes.count == 6, sizes.allSatisfy({ $0 > 0 && $0 < 1 << 31 }) else {
       throw lexer.error("bad panel sizes \(sizes)")
     }
-    return PackedLayout(batch: sizes[0], rows: sizes[1], columns: sizes[2], width: sizes[3])
+    let (interleave, segment) = sizes.count == 6 ? (sizes[4], sizes[5]) : (1, sizes[1])
+    guard interleave <= 64, sizes[1] % segment == 0 else {
+      throw lexer.error("bad panel sizes \(sizes)")
+    }
+    return PackedLayout(
+      batch: sizes[0], rows: sizes[1], columns: sizes[2], width: sizes[3], interleave: interleave,
+      segment: segment)
   }
 
   private mutating func readLiteral(_ type: TensorType, _ packing: PackedLayout?) throws(ApusError)

@@ -21,12 +21,19 @@ public struct Conv: AnchorOperator, CostedOperator, TolerantOperator, SampledOpe
   public var group: Int
   public var autoPad: AutoPad
   public var isChannelsLast: Bool
+  /// The type of the sums and the result, when it is not that of the operands; these may then differ.
+  public var sumType: DataType?
+  /// What stands around the input: the zero point of quantised elements.
+  public var padValue: Int
 
   /// Creates a convolution.
   public init(
     strides: [Int] = [], dilations: [Int] = [], pads: [Int] = [], group: Int = 1,
-    autoPad: AutoPad = .notset, channelsLast: Bool = false
+    autoPad: AutoPad = .notset, channelsLast: Bool = false, sumType: DataType? = nil,
+    padValue: Int = 0
   ) {
+    self.sumType = sumType
+    self.padValue = padValue
     self.strides = strides
     self.dilations = dilations
     self.pads = pads
@@ -42,9 +49,18 @@ public struct Conv: AnchorOperator, CostedOperator, TolerantOperator, SampledOpe
     group = try attributes.int("group", 1)
     autoPad = try attributes.choice("auto_pad", AutoPad.notset)
     isChannelsLast = try attributes.bool("channels_last", false)
+    sumType = try SumType.read(&attributes)
+    padValue = try attributes.int("pad_value", 0)
   }
 
   public var attributes: Attributes {
+    var all = windowAttributes
+    if let sumType { all["sum_type"] = .type(sumType) }
+    if padValue != 0 { all["pad_value"] = .int(padValue) }
+    return all
+  }
+
+  private var windowAttributes: Attributes {
     [
       "strides": .ints(strides), "dilations": .ints(dilations), "pads": .ints(pads),
       "group": .int(group), "auto_pad": .string(autoPad.rawValue),
@@ -72,12 +88,10 @@ public struct Conv: AnchorOperator, CostedOperator, TolerantOperator, SampledOpe
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
     let w = try inputs.tensor(1)
-    try inputs.requireFloat(0)
+    let type = try SumType.check(x.dataType, w.dataType, sumType)
+    if sumType == nil { try inputs.requireFloat(0) }
     try inputs.requireNumbers(ifGiven: 2)
-    guard x.dataType == w.dataType else {
-      throw ApusError(.typeMismatch, "input is \(x.dataType) but weights are \(w.dataType)")
-    }
-    guard let xDims = x.dims, let wDims = w.dims else { return [.tensor(TensorType(x.dataType, nil))] }
+    guard let xDims = x.dims, let wDims = w.dims else { return [.tensor(TensorType(type, nil))] }
     guard xDims.count == wDims.count, xDims.count >= 3, xDims.count <= 5 else {
       throw ApusError(
         .typeMismatch,
@@ -92,7 +106,7 @@ public struct Conv: AnchorOperator, CostedOperator, TolerantOperator, SampledOpe
     let spatial = try WindowInference.output(
       layout.spatial(xDims), kernel: kernel.map(\.value), inputs
     ) { (sizes, extents) throws(ApusError) in try window(input: sizes, kernel: extents) }
-    return [typed(x.dataType, layout.shape(xDims[0], outChannels, spatial))]
+    return [typed(type, layout.shape(xDims[0], outChannels, spatial))]
   }
 
   private func checkGroups(_ channels: Dim, _ perGroup: Dim, _ outChannels: Dim) throws(ApusError) {

@@ -32,7 +32,7 @@ struct ReferenceConvolution {
     }
     _ = try Tensor.checkedCount(shape)
     self.op = op
-    type = x.dataType
+    type = inferred.dataType
     outputShape = shape
     let rank = x.rank
     let layout = SpatialLayout(channelsLast: op.isChannelsLast, rank: rank)
@@ -117,7 +117,11 @@ struct ReferenceConvolution {
         let h = position.1 * window.strides[1] + b * window.dilations[1] - window.begin[1]
         for c in 0..<window.kernel[2] {
           let v = position.2 * window.strides[2] + c * window.dilations[2] - window.begin[2]
-          if d >= 0, d < input[0], h >= 0, h < input[1], v >= 0, v < input[2] {
+          if d < 0 || d >= input[0] || h < 0 || h >= input[1] || v < 0 || v >= input[2] {
+            if op.padValue != 0 {
+              for i in 0..<per { sum += Double(op.padValue) * w[weight + i] }
+            }
+          } else {
             let from = (((image * input[0] + d) * input[1] + h) * input[2] + v) * channels
             let left = x + (from + firstChannel)
             let right = w + weight

@@ -9,23 +9,25 @@ import ApusTensor
 /// vector on the left is a row, one on the right a column, and is removed from the result.
 public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledOperator {
   public static let name = "MatMul"
+  /// The type of the sums and the result, when it is not that of the operands; these may then differ.
+  public var sumType: DataType?
 
   /// Creates the operator.
-  public init() {}
+  public init(sumType: DataType? = nil) { self.sumType = sumType }
 
-  public init(reading attributes: inout AttributeReader) throws(ApusError) {}
+  public init(reading attributes: inout AttributeReader) throws(ApusError) {
+    sumType = try SumType.read(&attributes)
+  }
 
-  public var attributes: Attributes { [:] }
+  public var attributes: Attributes { sumType.map { ["sum_type": .type($0)] } ?? [:] }
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let a = try inputs.tensor(0)
     let b = try inputs.tensor(1)
     try inputs.requireNumbers(0)
-    guard a.dataType == b.dataType else {
-      throw ApusError(.typeMismatch, "the left side is \(a.dataType), the right side \(b.dataType)")
-    }
-    guard let left = a.dims, let right = b.dims else { return [typed(a.dataType, nil)] }
-    return [typed(a.dataType, try Self.resultDims(left, right))]
+    let type = try SumType.check(a.dataType, b.dataType, sumType)
+    guard let left = a.dims, let right = b.dims else { return [typed(type, nil)] }
+    return [typed(type, try Self.resultDims(left, right))]
   }
 
   static func resultDims(_ left: [Dim], _ right: [Dim]) throws(ApusError) -> [Dim] {
@@ -57,7 +59,7 @@ public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledO
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
-    let product = try ReferenceProduct(try inputs.required(0), try inputs.required(1))
+    let product = try ReferenceProduct(try inputs.required(0), try inputs.required(1), sumType)
     return [.tensor(try product.evaluate())]
   }
 
@@ -65,7 +67,7 @@ public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledO
     -> [Double]
   {
     let values = inputs.map { $0.map { RuntimeValue.tensor($0) } }
-    let product = try ReferenceProduct(try values.required(0), try values.required(1))
+    let product = try ReferenceProduct(try values.required(0), try values.required(1), sumType)
     return try product.samples(at: linearIndices)
   }
 }
@@ -83,10 +85,11 @@ struct ReferenceProduct {
   private let a: Tensor
   private let b: Tensor
 
-  init(_ a: Tensor, _ b: Tensor) throws(ApusError) {
-    guard a.dataType == b.dataType, a.dataType != .string, !a.dataType.isComplex else {
+  init(_ a: Tensor, _ b: Tensor, _ sumType: DataType? = nil) throws(ApusError) {
+    guard a.dataType != .string, !a.dataType.isComplex else {
       throw ApusError(.typeMismatch, "no matrix product of \(a.type) and \(b.type)")
     }
+    type = try SumType.check(a.dataType, b.dataType, sumType)
     let dims = try MatMul.resultDims(a.shape.map { Dim($0) }, b.shape.map { Dim($0) })
     shape = dims.compactMap(\.value)
     let left = a.rank == 1 ? [1] + a.shape : a.shape
@@ -104,7 +107,6 @@ struct ReferenceProduct {
     }
     aStrides = strides(p, m * k)
     bStrides = strides(q, k * n)
-    type = a.dataType
     self.a = a
     self.b = b
   }

@@ -1,0 +1,55 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusTensor
+import ApusX86
+
+/// How elements of narrower types become 32-bit lanes and back.
+package enum ElementAccess {
+  /// Whether kernels of this family load and store elements of the type.
+  package static func supports(_ type: DataType, _ isa: ISA) -> Bool {
+    switch type {
+    case .float32, .int32: isa != .portable
+    case .uint8, .int8: isa == .avx512
+    case .bfloat16: isa == .avx512 && CPUFeatures.host.avx512BF16
+    default: false
+    }
+  }
+
+  /// Whether lanes loaded from elements of the type are integers.
+  static func isInteger(_ type: DataType) -> Bool { type.isInteger }
+
+  /// Bytes of an element.
+  static func byteCount(_ type: DataType) -> Int { type.bitWidth / 8 }
+}
+
+extension Assembler {
+  /// Loads one vector of elements, or the lanes of `tail` with zeros in the others: floats from
+  /// float types, 32-bit integers from integers.
+  func loadElements(_ to: Vec, _ from: Address, _ type: DataType, _ tail: TailMask?) {
+    var mask: Mask?
+    if case .mask(let lanes) = tail { mask = lanes }
+    switch type {
+    case .uint8: vpmovzxbd(to, from, mask: mask)
+    case .int8: vpmovsxbd(to, from, mask: mask)
+    case .bfloat16:
+      vpmovzxwd(to, from, mask: mask)
+      vpslld(to, to, 16)
+    default: loadTail(to, from, tail)
+    }
+  }
+
+  /// Stores one vector of lanes as elements, or the lanes of `tail`. Integers are in range already;
+  /// floats are rounded. The register may be changed.
+  func storeElements(_ to: Address, _ from: Vec, _ type: DataType, _ tail: TailMask?) {
+    var mask: Mask?
+    if case .mask(let lanes) = tail { mask = lanes }
+    switch type {
+    case .uint8, .int8: vpmovdb(to, from, mask: mask)
+    case .bfloat16:
+      vcvtneps2bf16(from.at(.ymm), from)
+      vmovdqu16(to, from.at(.ymm), mask: mask)
+    default: storeTail(to, from, tail)
+    }
+  }
+}

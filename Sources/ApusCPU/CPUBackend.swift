@@ -32,7 +32,8 @@ public final class CPUBackend: Backend {
     let isa = CPUDescription.isa
     traits = DeviceTraits(
       kind: "cpu", name: CPUDescription.name, fingerprint: CPUDescription.fingerprint,
-      isa: isa.rawValue, threadCount: threadCount, sharesHostMemory: true)
+      isa: isa.rawValue, threadCount: threadCount, sharesHostMemory: true,
+      fastTypes: CPUDescription.fastTypes)
     pool = ThreadPool(threadCount: threadCount)
     tactics = CPUTactics.all(isa: isa, pool: pool)
     if isa == .portable && CPUDescription.isX86 {

@@ -129,7 +129,8 @@ import Testing
     }
   }
 
-  @Test(arguments: [1, 2]) func runningAgainAllocatesNothing(threads: Int) throws {
+  /// A number of threads that no other test has, so that their pool is free from the first run on.
+  @Test(arguments: [1, 3]) func runningAgainAllocatesNothing(threads: Int) throws {
     var configuration = BuilderConfiguration()
     configuration.threadCount = threads
     let context = try Builder(configuration).build(try SmallNetworks.residual()).makeContext()

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusTensor
 import CApusShims
 
 #if canImport(Glibc)
@@ -26,6 +27,15 @@ package enum CPUDescription {
   /// The instruction set family in use: the best that CPU and system offer, or what `APUS_CPU_ISA`
   /// lowers it to.
   package static let isa: ISA = .current
+
+  /// The element types whose products have generated kernels.
+  package static var fastTypes: Set<DataType> {
+    guard isa == .avx512 else { return [.float32] }
+    var types: Set<DataType> = [.float32]
+    if CPUFeatures.host.avx512VNNI { types.insert(.int8) }
+    if CPUFeatures.host.avx512BF16 { types.insert(.bfloat16) }
+    return types
+  }
 
   /// Cores this process may run on.
   package static let coreCount: Int = max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN)))

@@ -43,7 +43,7 @@ package final class ExpressionEmitter {
   private let poolSize: Int
   private let tail: TailMask?
   private let input: (Int) -> Input
-  private let types: [DataType]
+  let types: [DataType]
   private let mask = Mask(1)
   /// Most registers of the pool that were in use at once.
   package private(set) var peak = 0
@@ -266,29 +266,10 @@ package final class ExpressionEmitter {
     }
   }
 
-  /// Rounds to integer lanes. The upper bound is applied to the number, because what is too large for
-  /// an integer would turn negative.
-  private func quantize(_ quantization: ScalarQuantization) throws(ApusError) -> Value {
-    let steps = try value(quantization.steps)
-    let result = try target(steps)
-    let range = quantization.range
-    assembler.vminps(result, steps.register, constant(Double(range.upperBound)))
-    assembler.vcvtps2dq(result, result)
-    assembler.vpmaxsd(result, result, integer(range.lowerBound))
-    if quantization.zeroPoint != 0 {
-      assembler.vpaddd(result, result, integer(quantization.zeroPoint))
-    }
-    return Value(register: result, owned: true)
-  }
-
-  private func integer(_ number: Int) -> Address {
-    constant(bits: UInt32(truncatingIfNeeded: number))
-  }
-
   private func type(_ input: Int) -> DataType { input < types.count ? types[input] : .float32 }
 
   /// Whether the lanes of a subexpression hold integers.
-  private func isInteger(_ expression: ScalarExpr) -> Bool {
+  func isInteger(_ expression: ScalarExpr) -> Bool {
     switch expression {
     case .input(let index): type(index).isInteger
     case .const, .select: false
@@ -296,23 +277,6 @@ package final class ExpressionEmitter {
     case .unary(_, let a): isInteger(a)
     case .binary(let function, let a, let b): !function.isPredicate && isInteger(a) && isInteger(b)
     }
-  }
-
-  /// Arithmetic on integer lanes.
-  private func integerBinary(_ function: BinaryFunction, _ a: ScalarExpr, _ b: ScalarExpr)
-    throws(ApusError) -> Value
-  {
-    let (x, y) = try operands(a, b)
-    let result = try target(x, y)
-    switch function {
-    case .add: assembler.vpaddd(result, x.register, y.register)
-    case .subtract: assembler.vpsubd(result, x.register, y.register)
-    case .minimum: assembler.vpminsd(result, x.register, y.register)
-    case .maximum: assembler.vpmaxsd(result, x.register, y.register)
-    default:
-      throw ApusError(.notYetSupported, "no vector code for \(function.rawValue) of integers")
-    }
-    return finish(result, x, y)
   }
 
   /// A rough measure of how many registers a subtree takes.
@@ -347,12 +311,12 @@ package final class ExpressionEmitter {
   }
 
   /// A register for a result that both operands may give up; the other one is released by `finish`.
-  private func target(_ a: Value, _ b: Value) throws(ApusError) -> Vec {
+  func target(_ a: Value, _ b: Value) throws(ApusError) -> Vec {
     if a.owned { return a.register }
     return try target(b)
   }
 
-  private func finish(_ result: Vec, _ a: Value, _ b: Value) -> Value {
+  func finish(_ result: Vec, _ a: Value, _ b: Value) -> Value {
     if a.owned && a.register != result { release(a) }
     if b.owned && b.register != result { release(b) }
     return Value(register: result, owned: true)

@@ -3,9 +3,10 @@
 
 import ApusBase
 import ApusGraph
+import ApusTensor
 import ApusX86
 
-/// A generated loop that evaluates a `ScalarExpr` over single-precision elements.
+/// A generated loop that evaluates a `ScalarExpr` elementwise.
 ///
 /// The result may be one of the contiguous operands' memory.
 package final class PointwiseKernel: Sendable {
@@ -23,18 +24,38 @@ package final class PointwiseKernel: Sendable {
   private let operands: [OperandKind]
   private let period: Int?
   private let isa: ISA
+  private let resultBytes: Int
 
-  /// `(operand addresses, result, element count, bytes to advance the repeating operands)`
+  /// The element types of a loop.
+  package struct Types: Hashable, Sendable {
+    package var operands: [DataType]
+    package var result: DataType
+
+    /// Names the types.
+    package init(operands: [DataType], result: DataType) {
+      self.operands = operands
+      self.result = result
+    }
+  }
+
+  /// `(operand addresses, result, element count, element at which contiguous operands start)`
   private typealias Code = @convention(c) (
     UnsafePointer<UnsafeRawPointer>, UnsafeMutableRawPointer, Int, Int
   ) -> Void
 
-  /// Generates the loop.
+  /// Generates the loop; without `types` everything is single precision.
   ///
   /// - Throws: `not-yet-supported` when a function has no vector code or there are too many operands.
-  package init(_ expression: ScalarExpr, operands: [OperandKind], isa: ISA = .current)
-    throws(ApusError)
-  {
+  package init(
+    _ expression: ScalarExpr, operands: [OperandKind], types: Types? = nil, isa: ISA = .current
+  ) throws(ApusError) {
+    let types =
+      types
+      ?? Types(operands: Array(repeating: .float32, count: operands.count), result: .float32)
+    resultBytes = ElementAccess.byteCount(types.result)
+    guard (types.operands + [types.result]).allSatisfy({ ElementAccess.supports($0, isa) }) else {
+      throw ApusError(.notYetSupported, "no vector code for elements of these types")
+    }
     guard isa != .portable else {
       throw ApusError(.notYetSupported, "generated code needs AVX2")
     }
@@ -49,7 +70,7 @@ package final class PointwiseKernel: Sendable {
     self.period = period
     self.isa = isa
     memory = try ExecutableMemory(
-      Self.generate(expression, operands, isa), name: "pointwise \(isa.rawValue)")
+      Self.generate(expression, operands, types, isa), name: "pointwise \(isa.rawValue)")
   }
 
   /// Elements one task computes.
@@ -61,7 +82,7 @@ package final class PointwiseKernel: Sendable {
     pool: ThreadPool
   ) {
     let code = memory.function(as: Code.self)
-    let addresses = (code, operands, result)
+    let addresses = (code, operands, result, resultBytes)
     // Rows keep the repeating operands in step: a task is a number of whole periods, or if the
     // period is long, a part of one.
     if let period {
@@ -70,29 +91,29 @@ package final class PointwiseKernel: Sendable {
       pool.parallelFor(
         (rows + rowsPerTask - 1) / rowsPerTask, (addresses, rows, rowsPerTask, period)
       ) { context, task in
-        let ((code, operands, result), rows, rowsPerTask, period) = context
+        let ((code, operands, result, bytes), rows, rowsPerTask, period) = context
         let end = min(rows, (task + 1) * rowsPerTask)
         for row in task * rowsPerTask..<end {
-          code(operands, result + row * period * 4, period, row * period * 4)
+          code(operands, result + row * period * bytes, period, row * period)
         }
       }
       return
     }
     let tasks = (count + Self.taskElements - 1) / Self.taskElements
     pool.parallelFor(tasks, (addresses, count)) { context, task in
-      let ((code, operands, result), count) = context
+      let ((code, operands, result, bytes), count) = context
       let start = task * Self.taskElements
-      code(operands, result + start * 4, min(Self.taskElements, count - start), start * 4)
+      code(operands, result + start * bytes, min(Self.taskElements, count - start), start)
     }
   }
 
   // MARK: Generation
 
-  /// Arguments: rdi operand addresses, rsi result, rdx count, rcx bytes that contiguous operands
-  /// start further on. r8, r9, r10, r11, rax, rbx... hold operand pointers; rcx becomes the offset.
-  private static func generate(_ expression: ScalarExpr, _ operands: [OperandKind], _ isa: ISA)
-    throws(ApusError) -> [UInt8]
-  {
+  /// Arguments: rdi operand addresses, rsi result, rdx count, rcx elements that contiguous operands
+  /// start further on. r8, r9, r10, r11, rax, rbx... hold operand pointers; rcx becomes the index.
+  private static func generate(
+    _ expression: ScalarExpr, _ operands: [OperandKind], _ types: Types, _ isa: ISA
+  ) throws(ApusError) -> [UInt8] {
     let a = Assembler()
     let width = isa.width
     let scratch: [R64] = [.r8, .r9, .r10, .r11, .rax, .rbx, .rbp, .r12, .r13, .r14, .r15]
@@ -112,18 +133,30 @@ package final class PointwiseKernel: Sendable {
     for (index, kind) in operands.enumerated() {
       a.mov(used[index], Address(.rdi, 8 * index))
       switch kind {
-      case .contiguous: a.add(used[index], .rcx)
-      case .scalar: a.vbroadcastss(inputs[index], Address(used[index]))
+      case .contiguous:
+        let bytes = ElementAccess.byteCount(types.operands[index])
+        a.lea(used[index], Address(used[index], index: .rcx, scale: bytes))
+      case .scalar:
+        guard types.operands[index].bitWidth == 32 else {
+          throw ApusError(.notYetSupported, "a single element of \(types.operands[index])")
+        }
+        a.vbroadcastss(inputs[index], Address(used[index]))
       case .period: break
       }
     }
     func body(masked: Bool) throws(ApusError) {
       for (index, kind) in operands.enumerated() where kind != .scalar {
-        a.loadTail(inputs[index], Address(used[index], index: .rcx), masked ? tail : nil)
+        let type = types.operands[index]
+        let place = Address(
+          used[index], index: .rcx, scale: ElementAccess.byteCount(type))
+        a.loadElements(inputs[index], place, type, masked ? tail : nil)
       }
-      let emitter = ExpressionEmitter(a, isa: isa, free: free) { .register(inputs[$0]) }
-      let value = try emitter.emit(expression)
-      a.storeTail(Address(.rsi, index: .rcx), value, masked ? tail : nil)
+      let emitter = ExpressionEmitter(a, isa: isa, free: free, types: types.operands) {
+        .register(inputs[$0])
+      }
+      let value = try emitter.emit(expression, as: types.result)
+      let place = Address(.rsi, index: .rcx, scale: ElementAccess.byteCount(types.result))
+      a.storeElements(place, value, types.result, masked ? tail : nil)
     }
     let lanes = width.lanes
     let remainder = a.label()
@@ -133,7 +166,7 @@ package final class PointwiseKernel: Sendable {
     a.j(.less, remainder)
     let loop = a.here()
     try body(masked: false)
-    a.add(.rcx, width.bytes)
+    a.add(.rcx, lanes)
     a.sub(.rdx, lanes)
     a.j(.greaterOrEqual, loop)
     a.bind(remainder)

@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusGraph
+import ApusTensor
 import ApusX86
 
 /// Generated code that slides a window over channels-last pixels, channel by channel: depthwise
@@ -38,6 +39,11 @@ package final class WindowKernel: Sendable {
     package var operation: Operation
     package var epilogue: ScalarExpr
     package var operands: [EpilogueOperand]
+    /// The element types of the operands and of the result.
+    package var operandTypes: [DataType]
+    package var resultType: DataType
+    /// The element type of the input; integers are only compared.
+    package var inputType: DataType
     package var isa: ISA
   }
 
@@ -123,10 +129,12 @@ private struct WindowGenerator {
   }
 
   private func advance(_ vectors: Int) {
-    let bytes = vectors * width.bytes
-    for register in [R64.rax, .rdx, .rcx] { a.add(register, bytes) }
+    let lanes = vectors * isa.lanes
+    a.add(.rax, lanes * ElementAccess.byteCount(shape.inputType))
+    a.add(.rdx, lanes * 4)
+    a.add(.rcx, lanes * ElementAccess.byteCount(shape.resultType))
     for (index, kind) in shape.operands.enumerated() where kind != .scalar {
-      a.add(operandRegisters[index], bytes)
+      a.add(operandRegisters[index], lanes * ElementAccess.byteCount(shape.operandTypes[index]))
     }
   }
 
@@ -140,7 +148,11 @@ private struct WindowGenerator {
     }
     let tail: TailMask? = masked ? self.tail : nil
     if shape.operation == .maximum {
-      let lowest = a.constant(words: [Float(-Double.infinity).bitPattern])
+      let lowest = a.constant(words: [
+        shape.inputType.isInteger
+          ? UInt32(truncatingIfNeeded: shape.inputType.integerRange.lowerBound)
+          : Float(-Double.infinity).bitPattern
+      ])
       a.vbroadcastss(sums[0], lowest)
       for sum in sums.dropFirst() { a.vmovups(sum, sums[0]) }
     } else {
@@ -168,20 +180,23 @@ private struct WindowGenerator {
     for pixel in 0..<shape.pixels {
       for vector in 0..<vectors {
         let sum = sums[pixel * vectors + vector]
-        let offset = pixel * shape.channels * 4 + vector * width.bytes
-        let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail) { input in
+        let element = pixel * shape.channels + vector * isa.lanes
+        let types = [shape.inputType] + shape.operandTypes
+        let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail, types: types) { input in
           if input == 0 { return .register(sum) }
+          let bytes = ElementAccess.byteCount(types[input])
           let address = Address(operandRegisters[input - 1])
           let place: Address
           switch shape.operands[input - 1] {
           case .scalar: return .element(address)
-          case .perColumn: place = address.offset(vector * width.bytes)
-          case .full: place = address.offset(offset)
+          case .perColumn: place = address.offset(vector * isa.lanes * bytes)
+          case .full: place = address.offset(element * bytes)
           }
           return masked ? .tail(place) : .memory(place)
         }
-        a.storeTail(
-          Address(.rcx, offset), try emitter.emit(shape.epilogue), tail)
+        a.storeElements(
+          Address(.rcx, element * ElementAccess.byteCount(shape.resultType)),
+          try emitter.emit(shape.epilogue, as: shape.resultType), shape.resultType, tail)
       }
     }
   }
@@ -202,8 +217,15 @@ private struct WindowGenerator {
       for vector in 0..<vectors {
         let sum = sums[pixel * vectors + vector]
         let place = Address(
-          .rbx, pixel * shape.pixelStep + column * shape.columnStep + vector * width.bytes)
+          .rbx,
+          pixel * shape.pixelStep + column * shape.columnStep
+            + vector * isa.lanes * ElementAccess.byteCount(shape.inputType))
         let loaded = spare[(pixel * vectors + vector) % spare.count]
+        if shape.inputType.isInteger {
+          a.loadElements(loaded, place, shape.inputType, tail)
+          a.vpmaxsd(sum, sum, loaded)
+          continue
+        }
         if tail != nil { a.loadTail(loaded, place, tail) }
         switch shape.operation {
         case .multiply:

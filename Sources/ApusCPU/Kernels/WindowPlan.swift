@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusGraph
+import ApusTensor
 import ApusX86
 
 /// Windows that slide over channels-last pixels with every channel on its own: depthwise convolution
@@ -32,6 +33,9 @@ package final class WindowPlan: Sendable {
   private let runs: [Run]
   private let kernels: [WindowKernel]
   private let rowsPerTask: Int
+  private let inputBytes: Int
+  private let resultBytes: Int
+  private let operandBytes: [Int]
 
   /// Output pixels side by side whose windows have the same columns inside the input.
   private struct Run: Sendable {
@@ -45,9 +49,13 @@ package final class WindowPlan: Sendable {
   /// Plans windows; `shape` has as many output as input channels, its groups do not matter.
   package init(
     _ mode: Mode, _ shape: ConvShape, isa: ISA = .current, epilogue: ScalarExpr = .input(0),
-    operands: [EpilogueOperand] = []
+    operands: [EpilogueOperand] = [], types: ProductTypes = ProductTypes(),
+    inputType: DataType = .float32
   ) throws(ApusError) {
-    guard isa != .portable, shape.isValid, shape.outChannels == shape.inChannels else {
+    guard isa != .portable, shape.isValid, types.kind == .float32,
+      inputType == .float32
+        || mode == .maximum && inputType.isInteger && ElementAccess.supports(inputType, isa),
+      shape.outChannels == shape.inChannels else {
       throw ApusError(.notYetSupported, "these windows have no generated kernel")
     }
     self.mode = mode
@@ -60,6 +68,10 @@ package final class WindowPlan: Sendable {
     self.shape = shape
     self.isa = isa
     self.operands = operands
+    let types = types.filled(operands.count)
+    inputBytes = ElementAccess.byteCount(inputType)
+    resultBytes = ElementAccess.byteCount(types.result)
+    operandBytes = types.operands.map(ElementAccess.byteCount)
     // Pixels side by side as far as accumulators, products and the epilogue's registers allow.
     let vectors = (shape.inChannels + isa.lanes - 1) / isa.lanes
     let (pixels, width) = isa == .avx512 ? (vectors == 1 ? 12 : 6, 2) : (vectors == 1 ? 6 : 3, 2)
@@ -71,11 +83,12 @@ package final class WindowPlan: Sendable {
       for size in TiledMultiply.split(count, rows: pixels) {
         let window = WindowKernel.Shape(
           pixels: size, vectors: min(width, vectors), columns: columns.count,
-          channels: shape.inChannels, pixelStep: shape.strideWidth * shape.inChannels * 4,
-          columnStep: shape.dilationWidth * shape.inChannels * 4,
+          channels: shape.inChannels, pixelStep: shape.strideWidth * shape.inChannels * inputBytes,
+          columnStep: shape.dilationWidth * shape.inChannels * inputBytes,
           weightRowStep: shape.kernelWidth * shape.inChannels * 4,
-          rowStep: shape.dilationHeight * shape.inWidth * shape.inChannels * 4,
-          operation: operation, epilogue: epilogue, operands: operands, isa: isa)
+          rowStep: shape.dilationHeight * shape.inWidth * shape.inChannels * inputBytes,
+          operation: operation, epilogue: epilogue, operands: operands,
+          operandTypes: types.operands, resultType: types.result, inputType: inputType, isa: isa)
         if known[window] == nil {
           known[window] = kernels.count
           kernels.append(try WindowKernel(window))
@@ -136,7 +149,7 @@ package final class WindowPlan: Sendable {
 
   private func run(image: Int, rowBlock: Int, _ addresses: Addresses) {
     let s = shape
-    let pixel = s.inChannels * 4
+    let pixel = s.inChannels * inputBytes
     let firstRow = rowBlock * rowsPerTask
     let words = WindowKernel.Argument.operands + operands.count
     withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { buffer in
@@ -149,19 +162,19 @@ package final class WindowPlan: Sendable {
         for run in runs {
           let left =
             run.x * s.strideWidth - s.padLeft + run.columns.lowerBound * s.dilationWidth
-          let place = ((image * s.outHeight + y) * s.outWidth + run.x) * pixel
+          let place = ((image * s.outHeight + y) * s.outWidth + run.x) * s.inChannels
           arguments[WindowKernel.Argument.input] =
             Int(bitPattern: addresses.input) + (line + left) * pixel
           arguments[WindowKernel.Argument.weights] =
             (addresses.weights.map { Int(bitPattern: $0) } ?? 0)
-            + (rows.lowerBound * s.kernelWidth + run.columns.lowerBound) * pixel
-          arguments[WindowKernel.Argument.output] = Int(bitPattern: addresses.output) + place
+            + (rows.lowerBound * s.kernelWidth + run.columns.lowerBound) * s.inChannels * 4
+          arguments[WindowKernel.Argument.output] = Int(bitPattern: addresses.output) + place * resultBytes
           arguments[WindowKernel.Argument.rows] = run.columns.isEmpty ? 0 : rows.count
           arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns.count)
           if let values = addresses.operands {
             for (index, kind) in operands.enumerated() {
               arguments[WindowKernel.Argument.operands + index] =
-                Int(bitPattern: values[index]) + (kind == .full ? place : 0)
+                Int(bitPattern: values[index]) + (kind == .full ? place * operandBytes[index] : 0)
             }
           }
           kernels[run.kernel].code(arguments)

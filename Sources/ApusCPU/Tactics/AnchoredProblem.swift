@@ -4,6 +4,7 @@
 import ApusGraph
 import ApusKernel
 import ApusOps
+import ApusTensor
 
 /// A problem read as an anchor with its epilogue.
 struct AnchoredProblem {
@@ -16,6 +17,8 @@ struct AnchoredProblem {
   /// How the extra operands are indexed.
   let extras: [EpilogueOperand]
 
+  /// The element types; nil when there is no kernel for the anchor's.
+  let types: ProductTypes?
   /// Why the epilogue cannot run in registers; nil when it can.
   let refusal: String?
 
@@ -25,6 +28,7 @@ struct AnchoredProblem {
       inputs = problem.inputs[...]
       epilogue = .input(0)
       extras = []
+      types = Self.types(problem.op, problem.inputs[...], problem.outputs[0].dataType, [])
       refusal = nil
       return
     }
@@ -32,18 +36,46 @@ struct AnchoredProblem {
     inputs = problem.inputs.prefix(fused.anchorInputCount)
     epilogue = fused.epilogue.expression
     var extras: [EpilogueOperand] = []
+    var extraTypes: [DataType] = []
     var refusal: String?
     let shape = problem.outputs[0].shape
     for operand in problem.inputs.dropFirst(fused.anchorInputCount) {
-      guard let operand, operand.dataType == .float32, let kind = Self.kind(operand.shape, shape)
-      else {
+      guard let operand, let kind = Self.kind(operand.shape, shape) else {
         refusal = "an extra operand is neither a scalar, a vector nor of the result's shape"
         break
       }
+      guard ElementAccess.supports(operand.dataType, .current),
+        kind == .full || operand.dataType.bitWidth == 32
+      else {
+        refusal = "no vector code for operands of \(operand.dataType)"
+        break
+      }
       extras.append(kind)
+      extraTypes.append(operand.dataType)
     }
+    types = Self.types(fused.anchor, inputs, problem.outputs[0].dataType, extraTypes)
     self.extras = extras
     self.refusal = refusal
+  }
+
+  /// The types of a product whose operands have fast kernels.
+  private static func types(
+    _ anchor: any Operator, _ inputs: ArraySlice<Problem.Operand?>, _ result: DataType,
+    _ extras: [DataType]
+  ) -> ProductTypes? {
+    let sum = (anchor as? Conv)?.sumType ?? (anchor as? MatMul)?.sumType
+    guard inputs.count == 2, let a = inputs.first??.dataType, let b = inputs.last??.dataType,
+      ElementAccess.supports(result, .current)
+    else { return nil }
+    let kind: ProductKind
+    switch (a, b, sum) {
+    case (.float32, .float32, nil), (.float32, .float32, .float32): kind = .float32
+    case (.bfloat16, .bfloat16, .float32) where CPUDescription.fastTypes.contains(.bfloat16):
+      kind = .bfloat16
+    case (.uint8, .int8, .int32) where CPUDescription.fastTypes.contains(.int8): kind = .int8
+    default: return nil
+    }
+    return ProductTypes(kind, result: result, operands: extras)
   }
 
   private static func kind(_ operand: [Int], _ result: [Int]) -> EpilogueOperand? {

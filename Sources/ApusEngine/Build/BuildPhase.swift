@@ -6,6 +6,8 @@
 public enum BuildPhase: String, Sendable, CaseIterable {
   /// As the importer left it.
   case imported
+  /// Products of quantised tensors as products of integers.
+  case quantized
   /// Types inferred, constants folded, duplicates and dead nodes gone.
   case canonical
   /// Batch normalisation and scaling folded into the weights before them.

@@ -52,7 +52,7 @@ public struct Builder: Sendable {
     if !configuration.shapes.isEmpty || configuration.batch != nil {
       try TunedShapes(configuration).checkRanges(graph)
     }
-    var pipeline = Pipeline()
+    var pipeline = Pipeline(backend.traits)
     try pipeline.run(&graph, report: &report)
     let library = try tune(graph, types, backend, start, &report)
     let packing = Clock.seconds
@@ -73,7 +73,7 @@ public struct Builder: Sendable {
     var graph = network
     var report = BuildReport()
     let types = try TunedShapes(configuration).types(of: graph)
-    var pipeline = Pipeline()
+    var pipeline = Pipeline(backend.traits)
     try pipeline.run(&graph, report: &report)
     _ = try tune(graph, types, backend, Clock.seconds, &report)
     return report.tuned

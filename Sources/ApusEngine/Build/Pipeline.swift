@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusGraph
+import ApusKernel
 import ApusOptimize
 
 /// The build's graph phases in order: the first file to read to know what happens to a network.
@@ -17,7 +18,26 @@ struct Pipeline {
     var rounds = 8
   }
 
-  static let standard: [Phase] = [
+  /// The phases for a device: which types it multiplies fast decides how quantised networks are seen.
+  static func phases(for traits: DeviceTraits) -> [Phase] {
+    (traits.fastTypes.contains(.int8) ? quantized : []) + standard
+  }
+
+  /// Quantised products become products of integers before their weights are folded into floats.
+  private static let quantized = [
+    Phase(
+      phase: .quantized,
+      passes: [
+        InferTypes(),
+        UseUnsignedActivations(),
+        LowerQuantizedProducts(),
+        PushQuantizeUp(),
+        RemoveDeadNodes(),
+      ]),
+    Phase(phase: .quantized, passes: [LowerQuantization(), RemoveDeadNodes()]),
+  ]
+
+  private static let standard: [Phase] = [
     Phase(
       phase: .canonical,
       passes: [
@@ -59,13 +79,17 @@ struct Pipeline {
   ]
 
   private var dumper = GraphDumper()
+  private let traits: DeviceTraits
+
+  /// The phases for engines on this device.
+  init(_ traits: DeviceTraits) { self.traits = traits }
 
   /// Runs every phase on the graph and on the bodies of its control-flow operators.
   mutating func run(_ graph: inout Graph, report: inout BuildReport) throws(ApusError) {
     let context = PassContext()
     report.importedNodeCount = graph.nodeCount
     try dumper.dump(graph, "imported")
-    for phase in Self.standard {
+    for phase in Self.phases(for: traits) {
       let start = Clock.seconds
       try run(phase, &graph, context)
       report.phases.append((phase.phase.rawValue, Clock.seconds - start))

@@ -48,3 +48,22 @@ public struct ScalarQuantization: Hashable, Sendable {
     guard low == Double(range.lowerBound), high == Double(range.upperBound) else { return nil }
   }
 }
+
+extension ScalarExpr {
+  /// The expression with quotients by constants as products with their reciprocals, which may differ in
+  /// the last place.
+  public func multiplyingByReciprocals() -> ScalarExpr {
+    switch self {
+    case .input, .const: self
+    case .binary(.divide, let a, .const(let divisor)) where divisor != 0:
+      a.multiplyingByReciprocals() * .const(1 / divisor)
+    case .unary(let function, let a): .unary(function, a.multiplyingByReciprocals())
+    case .cast(let a, let type): .cast(a.multiplyingByReciprocals(), type)
+    case .binary(let function, let a, let b):
+      .binary(function, a.multiplyingByReciprocals(), b.multiplyingByReciprocals())
+    case .select(let c, let a, let b):
+      .select(
+        c.multiplyingByReciprocals(), a.multiplyingByReciprocals(), b.multiplyingByReciprocals())
+    }
+  }
+}

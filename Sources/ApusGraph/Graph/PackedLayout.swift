@@ -34,7 +34,8 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
     batch: Int, rows: Int, columns: Int, width: Int, interleave: Int = 1, segment: Int? = nil
   ) {
     self.interleave = interleave
-    self.segment = segment ?? rows
+    // Without interleaving there is nothing to fill up, and equal orders are equal values.
+    self.segment = interleave > 1 ? segment ?? rows : rows
     self.batch = batch
     self.rows = rows
     self.columns = columns

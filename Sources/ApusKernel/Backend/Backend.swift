@@ -36,12 +36,16 @@ public struct DeviceTraits: Sendable, Hashable {
   public var threadCount: Int
   /// Whether device addresses are host pointers, so that callers' memory is used in place.
   public var sharesHostMemory: Bool
+  /// The element types whose products have fast kernels: `float32`, `bfloat16`, `int8` (unsigned times
+  /// signed bytes) ...
+  public var fastTypes: Set<DataType>
 
   /// Describes a device.
   public init(
     kind: String, name: String, fingerprint: String, isa: String, threadCount: Int,
-    sharesHostMemory: Bool
+    sharesHostMemory: Bool, fastTypes: Set<DataType> = [.float32]
   ) {
+    self.fastTypes = fastTypes
     self.kind = kind
     self.name = name
     self.fingerprint = fingerprint

@@ -32,7 +32,7 @@ public struct FuseEpilogues: Pass {
     guard let anchor, canOwnEpilogue(anchor) else { return false }
     let value = node.outputs[0]
     guard node.outputs.count == 1, !graph.isOutput(value),
-      graph[value].type.tensor?.dataType == .float32,
+      let type = graph[value].type.tensor?.dataType, type == .int32 || PointwiseTerm.isJoinable(type),
       let readerID = graph[value].consumers.first
     else { return false }
     guard graph[value].consumers.allSatisfy({ $0 == readerID }) else {
@@ -45,8 +45,13 @@ public struct FuseEpilogues: Pass {
       context.refuse(name, node.name, because: reason)
       return false
     }
-    guard context.claim(name, node.name) else { return false }
     var extras = Array(node.inputs.dropFirst(anchorCount))
+    let more = Set(term.operands).subtracting(extras.compactMap { $0 }).subtracting([value])
+    guard extras.count + more.count <= Self.operandLimit else {
+      context.refuse(name, node.name, because: "more than \(Self.operandLimit) operands")
+      return false
+    }
+    guard context.claim(name, node.name) else { return false }
     let expression = term.expression.substituting { index in
       let operand = term.operands[index]
       if operand == value { return epilogue.expression }
@@ -54,9 +59,12 @@ public struct FuseEpilogues: Pass {
       extras.append(operand)
       return .input(extras.count)
     }
+    // Behind exact sums one rounding more or less does not matter; a product is faster than a quotient.
+    let isExact = graph[value].type.tensor?.dataType == .int32
     let fused = Fused(
       anchor: anchor, anchorInputCount: anchorCount,
-      epilogue: Epilogue(expression, extraCount: extras.count))
+      epilogue: Epilogue(
+        isExact ? expression.multiplyingByReciprocals() : expression, extraCount: extras.count))
     var patch = GraphPatch(rule: name, replacing: [id, readerID])
     let inputs = (node.inputs.prefix(anchorCount) + extras).map { id in
       id.map { GraphPatch.Reference.existing($0) }
@@ -65,6 +73,9 @@ public struct FuseEpilogues: Pass {
     try patch.apply(to: &graph)
     return true
   }
+
+  /// Operands that kernels have address registers for.
+  private static let operandLimit = 6
 
   private func parts(_ node: Node) -> ((any Operator)?, Int, Epilogue) {
     if let fused = node.op as? Fused {
@@ -84,17 +95,18 @@ public struct FuseEpilogues: Pass {
     guard let dims = graph[value].type.tensor?.dims, let last = dims.last else {
       return "the result's rank is open"
     }
-    guard graph[reader.outputs[0]].type.tensor == TensorType(.float32, dims) else {
-      return "'\(reader.name)' changes the shape or type"
-    }
+    guard let result = graph[reader.outputs[0]].type.tensor, result.dims == dims,
+      PointwiseTerm.isJoinable(result.dataType)
+    else { return "'\(reader.name)' changes the shape, or to a type without kernels" }
     guard term.operands.count <= PointwiseTerm.operandLimit else { return "too many operands" }
     for operand in term.operands where operand != value {
-      guard let type = graph[operand].type.tensor, type.dataType == .float32, let other = type.dims
-      else { return "'\(graph[operand].name)' is not a float32 tensor" }
+      guard let type = graph[operand].type.tensor, let other = type.dims,
+        type.dataType == .int32 || PointwiseTerm.isJoinable(type.dataType)
+      else { return "'\(graph[operand].name)' is of a type without kernels" }
       let leading = other.dropLast().allSatisfy { $0.value == 1 }
       let isScalar = leading && (other.last?.value ?? 1) == 1
       let isVector = leading && other.last == last && other.count <= dims.count
-      guard isScalar || isVector || other == dims else {
+      guard other == dims || (isScalar || isVector) && type.dataType.bitWidth == 32 else {
         return "'\(graph[operand].name)' of shape \(type) is neither a scalar, a vector along the last axis nor of the result's shape"
       }
     }

@@ -17,7 +17,7 @@ public struct MergePointwise: Pass {
   public func run(on graph: inout Graph, in context: PassContext) throws(ApusError) -> Int {
     var count = 0
     for id in try graph.topologicalOrder() where graph.contains(id) {
-      guard let reader = PointwiseTerm(graph[id], graph), isFloat(graph[id].outputs[0], graph)
+      guard let reader = PointwiseTerm(graph[id], graph), isJoinable(graph[id].outputs[0], graph)
       else { continue }
       var term = reader
       var absorbed: [NodeID] = []
@@ -32,15 +32,16 @@ public struct MergePointwise: Pass {
         // The absorbed node stays until the patch; stop asking for it.
         if absorbed.count > PointwiseTerm.nodeLimit { break }
       }
-      guard !absorbed.isEmpty, term.operands.allSatisfy({ isFloat($0, graph) }) else { continue }
+      guard !absorbed.isEmpty, term.operands.allSatisfy({ isJoinable($0, graph, sums: true) }) else { continue }
       try replace([id] + absorbed, by: term, &graph)
       count += absorbed.count
     }
     return count
   }
 
-  private func isFloat(_ value: ValueID, _ graph: Graph) -> Bool {
-    graph[value].type.tensor?.dataType == .float32
+  private func isJoinable(_ value: ValueID, _ graph: Graph, sums: Bool = false) -> Bool {
+    guard let type = graph[value].type.tensor?.dataType else { return false }
+    return PointwiseTerm.isJoinable(type) || sums && type == .int32
   }
 
   private func mergeable(into term: PointwiseTerm, _ reader: NodeID, _ graph: Graph) -> (
@@ -50,13 +51,22 @@ public struct MergePointwise: Pass {
     guard dims != nil else { return nil }
     for value in term.operands {
       guard let producer = graph[value].producer, graph[value].type.tensor?.dims == dims,
-        !graph.isOutput(value), let inner = PointwiseTerm(graph[producer], graph),
+        !graph.isOutput(value), isJoinable(value, graph), let inner = PointwiseTerm(graph[producer], graph),
         // Every reader of the value must already be inside the region.
-        isPrivate(value, to: reader, graph)
+        isPrivate(value, to: reader, graph), !belongsToProduct(inner, value, graph)
       else { continue }
       return (producer, value, inner)
     }
     return nil
+  }
+
+  /// Whether the value is the rounded form of a product's sums: written by the product's own kernel it
+  /// is a quarter of the sums in size.
+  private func belongsToProduct(_ inner: PointwiseTerm, _ value: ValueID, _ graph: Graph) -> Bool {
+    guard let type = graph[value].type.tensor?.dataType, type.bitWidth < 32 else { return false }
+    return inner.operands.contains { operand in
+      graph[operand].producer.map { graph[$0].op is any AnchorOperator } ?? false
+    }
   }
 
   private func isPrivate(_ value: ValueID, to reader: NodeID, _ graph: Graph) -> Bool {
@@ -82,7 +92,9 @@ public struct MergePointwise: Pass {
     let order = nodes.reversed()
     var patch = GraphPatch(rule: name, replacing: Array(order))
     let result = patch.add(
-      Pointwise(expression: term.expression, resultType: .float32),
+      Pointwise(
+        expression: term.expression,
+        resultType: graph[graph[nodes[0]].outputs[0]].type.tensor?.dataType ?? .float32),
       term.operands.map { .existing($0) })
     patch.replace(graph[nodes[0]].outputs[0], with: result)
     try patch.apply(to: &graph)

@@ -17,7 +17,13 @@ struct PointwiseTerm {
   static let nodeLimit = 64
   static let operandLimit = 8
 
-  /// Reads a node; nil when it is not a pointwise operator on `float32` (booleans may occur inside).
+  /// Whether elements of the type may pass from one joined node to the next: kernels load them as
+  /// numbers and round when they store them.
+  static func isJoinable(_ type: DataType) -> Bool {
+    [.float32, .bfloat16, .uint8, .int8].contains(type)
+  }
+
+  /// Reads a node; nil when it is not a pointwise operator (booleans may occur inside).
   init?(_ node: Node, _ graph: Graph) {
     guard let op = node.op as? any PointwiseOperator, node.outputs.count == 1 else { return nil }
     var types: [DataType] = []

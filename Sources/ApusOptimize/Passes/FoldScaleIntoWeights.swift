@@ -38,7 +38,7 @@ public struct FoldScaleIntoWeights: Pass {
     _ id: NodeID, _ value: ValueID, _ scale: Tensor, _ graph: inout Graph, _ context: PassContext
   ) throws(ApusError) -> Bool {
     guard let convID = graph[value].producer, let conv = graph[convID].op as? Conv,
-      !conv.isChannelsLast, graph.useCount(value) == 1,
+      !conv.isChannelsLast, conv.sumType == nil, graph.useCount(value) == 1,
       let weightID = graph[convID].inputs[1], let weight = graph[weightID].constant,
       let channels = weight.shape.first,
       let factors = Self.perChannel(scale, channels: channels, rank: weight.rank)
@@ -67,7 +67,7 @@ public struct FoldScaleIntoWeights: Pass {
     else { return false }
     let (sum, constantID) = graph[b].constant != nil ? (a, b) : (b, a)
     guard let constant = graph[constantID].constant, let convID = graph[sum].producer,
-      graph[convID].op is Conv, graph.useCount(sum) == 1,
+      let conv = graph[convID].op as? Conv, conv.sumType == nil, graph.useCount(sum) == 1,
       let weight = graph[convID].inputs[1].flatMap({ graph[$0].constant }),
       let channels = weight.shape.first,
       Self.perChannel(scale, channels: channels, rank: weight.rank) != nil,

@@ -10,6 +10,8 @@ import ApusOps
 struct ConvProblem {
   let anchored: AnchoredProblem
   let shape: ConvShape
+  let types: ProductTypes
+  let padValue: Int
 
   /// Reads a problem.
   ///
@@ -19,9 +21,9 @@ struct ConvProblem {
     guard let op = anchored.anchor as? Conv else { return .failure("not a convolution") }
     if let reason = anchored.refusal { return .failure(Refusal(reason)) }
     guard op.isChannelsLast else { return .failure("channels are not last") }
-    guard problem.outputs[0].dataType == .float32,
-      anchored.inputs.allSatisfy({ $0?.dataType == .float32 })
-    else { return .failure("not float32") }
+    guard let types = anchored.types else {
+      return .failure("no kernel for these element types")
+    }
     guard anchored.inputs.count == 2, let x = anchored.inputs[0], let w = anchored.inputs[1],
       w.constant != nil
     else { return .failure("the weights are not constant, or there is a bias operand") }
@@ -34,7 +36,8 @@ struct ConvProblem {
     guard let shape = shape(op, x.shape, w.shape, problem.outputs[0].shape) else {
       return .failure("sizes that the kernels do not take")
     }
-    return .success(ConvProblem(anchored: anchored, shape: shape))
+    return .success(
+      ConvProblem(anchored: anchored, shape: shape, types: types, padValue: op.padValue))
   }
 
   /// A reason, as an error so that `Result` can carry it.

@@ -17,12 +17,15 @@ struct ConvTactic: Tactic {
     switch ConvProblem.read(problem) {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
-      return conv.shape.isDepthwise ? .no(because: "depthwise has a kernel of its own") : .yes
+      if conv.shape.isDepthwise { return .no(because: "depthwise has a kernel of its own") }
+      let isOdd = ConvPlan.memberElements(conv.shape) % conv.types.kind.interleave != 0
+      return isOdd && conv.types.kind == .bfloat16 ? .no(because: "an odd number of channels") : .yes
     }
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(isa).map { tile in
+    guard case .success(let conv) = ConvProblem.read(problem) else { return [] }
+    return GemmTile.candidates(isa, conv.types.kind).map { tile in
       ["mr": tile.rows, "nv": tile.vectors]
     }
   }
@@ -33,7 +36,8 @@ struct ConvTactic: Tactic {
     return [
       1: PackedLayout(
         batch: shape.groups, rows: shape.depth, columns: shape.outChannels / shape.groups,
-        width: GemmTile(configuration).columns(isa))
+        width: GemmTile(configuration).columns(isa), interleave: conv.types.kind.interleave,
+        segment: ConvPlan.memberElements(shape))
     ]
   }
 
@@ -49,8 +53,10 @@ struct ConvTactic: Tactic {
     let times = isProduct ? 1 : Double(shape.batch * shape.outHeight) / Double(together)
     return times * Double(shape.groups)
       * GemmEstimate.seconds(
-        rows: rows, columns: shape.outChannels / shape.groups, depth: shape.depth,
-        stride: shape.strideWidth * shape.inChannels, tile: tile, isa: isa)
+        rows: rows, columns: shape.outChannels / shape.groups,
+        depth: shape.depth / conv.types.kind.interleave + 1,
+        stride: shape.strideWidth * shape.inChannels / conv.types.kind.interleave, tile: tile,
+        isa: isa)
   }
 
   func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
@@ -61,7 +67,7 @@ struct ConvTactic: Tactic {
     }
     let plan = try ConvPlan(
       conv.shape, tile: GemmTile(configuration), isa: isa, epilogue: conv.anchored.epilogue,
-      operands: conv.anchored.extras)
+      operands: conv.anchored.extras, types: conv.types, padValue: conv.padValue)
     return ConvKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }

@@ -17,7 +17,8 @@ struct DepthwiseTactic: Tactic {
     switch ConvProblem.read(problem) {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
-      return conv.shape.isDepthwise ? .yes : .no(because: "channels are mixed")
+      guard conv.shape.isDepthwise else { return .no(because: "channels are mixed") }
+      return conv.types.kind == .float32 ? .yes : .no(because: "not float32")
     }
   }
 
@@ -33,7 +34,7 @@ struct DepthwiseTactic: Tactic {
     }
     let plan = try WindowPlan(
       .depthwise, conv.shape, isa: isa, epilogue: conv.anchored.epilogue,
-      operands: conv.anchored.extras)
+      operands: conv.anchored.extras, types: conv.types)
     return WindowTacticKernel(
       plan: plan, weightArgument: 1, argumentCount: problem.inputs.count, extrasFrom: 2, pool: pool)
   }

@@ -28,7 +28,10 @@ struct WindowPoolTactic: Tactic {
       mode = op.countIncludePad ? .averageOver(op.pool.kernel.reduce(1, *)) : .average
     default: return nil
     }
-    guard problem.isFloat32, problem.outputs.count == 1, attributes.channelsLast,
+    let type = problem.inputs.first??.dataType
+    let isCompared = mode == .maximum && (type == .uint8 || type == .int8)
+    guard problem.isFloat32 || isCompared && ElementAccess.supports(type ?? .float32, isa),
+      problem.outputs.count == 1, attributes.channelsLast,
       let x = problem.inputs[0]?.shape, x.count == 3 || x.count == 4,
       problem.outputs[0].count > 0,
       let window = try? attributes.window(input: Array(x[1..<(x.count - 1)]))
@@ -54,7 +57,7 @@ struct WindowPoolTactic: Tactic {
   }
 
   func support(_ problem: Problem) -> Support {
-    read(problem) == nil ? .no(because: "not float32 pooling in channels-last order") : .yes
+    read(problem) == nil ? .no(because: "not pooling of float32 or bytes in channels-last order") : .yes
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
@@ -68,7 +71,9 @@ struct WindowPoolTactic: Tactic {
       throw ApusError(.internalError, "not pooling")
     }
     return WindowTacticKernel(
-      plan: try WindowPlan(mode, shape, isa: isa), weightArgument: nil, argumentCount: 1,
+      plan: try WindowPlan(
+        mode, shape, isa: isa, types: ProductTypes(.float32, result: problem.outputs[0].dataType),
+        inputType: problem.outputs[0].dataType), weightArgument: nil, argumentCount: 1,
       extrasFrom: 1, pool: pool)
   }
 }

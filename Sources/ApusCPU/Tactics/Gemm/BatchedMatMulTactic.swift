@@ -45,8 +45,8 @@ struct BatchedMatMulTactic: Tactic {
     let anchored = AnchoredProblem(problem)
     guard anchored.anchor is MatMul else { return .no(because: "not a matrix product") }
     if let reason = anchored.refusal { return .no(because: reason) }
-    guard problem.outputs[0].dataType == .float32,
-      anchored.inputs.allSatisfy({ $0?.dataType == .float32 && $0?.packing == nil })
+    guard let types = anchored.types, types.kind == .float32,
+      anchored.inputs.allSatisfy({ $0?.packing == nil })
     else { return .no(because: "not float32, or packed") }
     guard let shape = shape(anchored), shape.m > 0, shape.n > 0, shape.k > 0 else {
       return .no(because: "operands of one dimension, or empty")
@@ -87,7 +87,7 @@ struct BatchedMatMulTactic: Tactic {
     let plan = try GemmPlan(
       m: shape.m, n: shape.n, k: shape.k, lda: shape.k, ldc: shape.n, ldb: shape.n,
       tile: GemmTile(configuration), isa: isa, epilogue: anchored.epilogue,
-      operands: anchored.extras, batch: members)
+      operands: anchored.extras, types: anchored.types ?? ProductTypes(), batch: members)
     return MatMulKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }

@@ -30,9 +30,7 @@ struct MatMulTactic: Tactic {
     let anchored = AnchoredProblem(problem)
     guard anchored.anchor is MatMul else { return .no(because: "not a matrix product") }
     if let reason = anchored.refusal { return .no(because: reason) }
-    guard problem.outputs[0].dataType == .float32,
-      anchored.inputs.allSatisfy({ $0?.dataType == .float32 })
-    else { return .no(because: "not float32") }
+    guard anchored.types != nil else { return .no(because: "no kernel for these element types") }
     guard anchored.inputs.count == 2, anchored.inputs[1]?.constant != nil else {
       return .no(because: "the right side is not constant")
     }
@@ -43,35 +41,40 @@ struct MatMulTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(isa).map { tile in
+    GemmTile.candidates(isa, AnchoredProblem(problem).types?.kind ?? .float32).map { tile in
       ["mr": tile.rows, "nv": tile.vectors]
     }
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
-    guard let sizes = sizes(AnchoredProblem(problem)) else { return [:] }
+    let anchored = AnchoredProblem(problem)
+    guard let sizes = sizes(anchored), let types = anchored.types else { return [:] }
     return [
       1: PackedLayout(
-        batch: 1, rows: sizes.k, columns: sizes.n, width: GemmTile(configuration).columns(isa))
+        batch: 1, rows: sizes.k, columns: sizes.n, width: GemmTile(configuration).columns(isa),
+        interleave: types.kind.interleave)
     ]
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
-    guard let sizes = sizes(AnchoredProblem(problem)) else { return .infinity }
+    let anchored = AnchoredProblem(problem)
+    guard let sizes = sizes(anchored), let types = anchored.types else { return .infinity }
     return GemmEstimate.seconds(
-      rows: sizes.m, columns: sizes.n, depth: sizes.k, stride: sizes.k,
-      tile: GemmTile(configuration), isa: isa)
+      rows: sizes.m, columns: sizes.n, depth: sizes.k / types.kind.interleave + 1,
+      stride: sizes.k / types.kind.interleave, tile: GemmTile(configuration), isa: isa)
   }
 
   func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
     -> any Kernel
   {
     let anchored = AnchoredProblem(problem)
-    guard let sizes = sizes(anchored) else { throw ApusError(.internalError, "not a product") }
+    guard let sizes = sizes(anchored), let types = anchored.types else {
+      throw ApusError(.internalError, "not a product")
+    }
     let plan = try GemmPlan(
       m: sizes.m, n: sizes.n, k: sizes.k, lda: sizes.k, ldc: sizes.n,
       tile: GemmTile(configuration), isa: isa, epilogue: anchored.epilogue,
-      operands: anchored.extras)
+      operands: anchored.extras, types: types)
     return MatMulKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }

@@ -7,7 +7,7 @@ import ApusKernel
 import ApusOps
 import ApusTensor
 
-/// A pointwise region on `float32`: machine code generated from its expression, over blocks within
+/// A pointwise region: machine code generated from its expression, over blocks within
 /// which every operand is contiguous, periodic or constant.
 struct PointwiseTactic: Tactic {
   let name = "cpu.pointwise.f32"
@@ -27,9 +27,9 @@ struct PointwiseTactic: Tactic {
     guard problem.inputs.allSatisfy({ $0 != nil }) else {
       return .no(because: "an optional operand is omitted")
     }
-    guard problem.outputs[0].dataType == .float32,
-      problem.inputs.allSatisfy({ $0?.dataType == .float32 && $0?.packing == nil })
-    else { return .no(because: "not float32 throughout") }
+    guard types(problem).operands.contains(where: { $0 != .int32 }),
+      problem.inputs.allSatisfy({ $0?.packing == nil })
+    else { return .no(because: "integers only") }
     guard problem.outputs[0].count > 0 else { return .no(because: "empty") }
     do {
       _ = try compile(problem, TacticConfiguration())
@@ -44,7 +44,11 @@ struct PointwiseTactic: Tactic {
   }
 
   func inPlaceInputs(_ problem: Problem) -> [Int] {
-    problem.inputs.indices.filter { problem.inputs[$0]?.shape == problem.outputs[0].shape }
+    let result = problem.outputs[0]
+    return problem.inputs.indices.filter { index in
+      guard let input = problem.inputs[index] else { return false }
+      return input.shape == result.shape && input.dataType.bitWidth == result.dataType.bitWidth
+    }
   }
 
   func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
@@ -56,9 +60,14 @@ struct PointwiseTactic: Tactic {
     let blocks = BroadcastBlocks(
       operands: problem.inputs.map { $0?.shape ?? [] }, result: problem.outputs[0].shape)
     let kernel = try PointwiseKernel(
-      expression, operands: blocks.kinds, isa: isa)
+      expression, operands: blocks.kinds, types: types(problem), isa: isa)
     return PointwiseRegionKernel(
-      kernel: kernel, blocks: blocks, argumentCount: problem.inputs.count, pool: pool)
+      kernel: kernel, blocks: blocks, types: types(problem), pool: pool)
+  }
+
+  private func types(_ problem: Problem) -> PointwiseKernel.Types {
+    PointwiseKernel.Types(
+      operands: problem.inputs.compactMap { $0?.dataType }, result: problem.outputs[0].dataType)
   }
 }
 
@@ -105,9 +114,10 @@ struct BroadcastBlocks: Sendable {
 struct PointwiseRegionKernel: Kernel {
   let kernel: PointwiseKernel
   let blocks: BroadcastBlocks
-  let argumentCount: Int
+  let types: PointwiseKernel.Types
   let pool: ThreadPool
   var workspaceByteCount: Int { 0 }
+  private var argumentCount: Int { types.operands.count }
 
   func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
     throws(ApusError)
@@ -142,10 +152,13 @@ struct PointwiseRegionKernel: Kernel {
           offset += rest % blocks.outerSizes[axis] * blocks.outerStrides[index][axis]
           rest /= blocks.outerSizes[axis]
         }
-        pointers.initializeElement(at: index, to: arguments[index].pointer + offset * 4)
+        pointers.initializeElement(
+          at: index,
+          to: arguments[index].pointer + offset * ElementAccess.byteCount(types.operands[index]))
       }
+      let place = block * blocks.blockCount * ElementAccess.byteCount(types.result)
       kernel.run(
-        UnsafePointer(pointers.baseAddress!), result: result + block * blocks.blockCount * 4,
+        UnsafePointer(pointers.baseAddress!), result: result + place,
         count: blocks.blockCount, pool: pool)
     }
   }

@@ -60,7 +60,7 @@ func registerSequence(_ registry: inout OperatorRegistry) {
   let types: [any Operator.Type] = [
     SequenceConstruct.self, SequenceEmpty.self, SequenceAt.self, SequenceInsert.self,
     SequenceErase.self, SequenceLength.self, ConcatFromSequence.self, SplitToSequence.self,
-    OptionalConstruct.self, OptionalGetElement.self, OptionalHasElement.self,
+    OptionalConstruct.self, OptionalGetElement.self, OptionalHasElement.self, SequenceMap.self,
   ]
   for type in types { registry.register(type) }
 }
@@ -69,7 +69,7 @@ func registerSequence(_ registry: inout OperatorRegistry) {
 func registerVision(_ registry: inout OperatorRegistry) {
   let types: [any Operator.Type] = [
     Resize.self, GridSample.self, RoiAlign.self, NonMaxSuppression.self, StringConcat.self,
-    StringNormalizer.self,
+    StringNormalizer.self, StringSplit.self, RegexFullMatch.self, TfIdfVectorizer.self,
   ]
   for type in types { registry.register(type) }
 }

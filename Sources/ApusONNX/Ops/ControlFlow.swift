@@ -126,3 +126,25 @@ extension NodeImport {
     return try result(op, operands + captures.operands)
   }
 }
+
+extension NodeImport {
+  /// The body runs on items of the sequences among the operands.
+  func sequenceMap() throws(ApusError) -> [ValueID] {
+    let captures = try captures(["body"])
+    var operands: [ValueID] = []
+    var types: [ValueType?] = []
+    for index in inputs.indices {
+      let operand = try operand(index)
+      operands.append(operand)
+      if case .sequence(let element) = type(of: operand) {
+        types.append(element)
+      } else {
+        types.append(type(of: operand))
+      }
+    }
+    let body = try body("body", inputTypes: types, captures)
+    return try result(
+      SequenceMap(body: body, capturedCount: captures.operands.count),
+      operands + captures.operands)
+  }
+}

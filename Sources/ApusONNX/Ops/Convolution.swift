@@ -18,6 +18,16 @@ extension ONNXOperatorTable {
       AveragePool(
         try node.pooling(), countIncludePad: try node.attributes.flag("count_include_pad", false))
     }
+    op("LpPool", since: 2) { (node) throws(ApusError) in
+      LpPool(try node.pooling(), p: try node.attributes.int("p", 2))
+    }
+    op("ConvTranspose", since: 1) { (node) throws(ApusError) in
+      let conv = try node.convolution()
+      return ConvTranspose(
+        strides: conv.strides, dilations: conv.dilations, pads: conv.pads, group: conv.group,
+        autoPad: conv.autoPad, outputPadding: try node.attributes.ints("output_padding", []),
+        outputShape: try node.attributes.ints("output_shape", []))
+    }
     // The mean, largest or p-norm over all spatial axes.
     addGlobal("GlobalAveragePool", .mean)
     addGlobal("GlobalMaxPool", .max)

@@ -10,6 +10,10 @@ extension ONNXOperatorTable {
   /// Matrix products.
   mutating func addLinearAlgebra() {
     op("MatMul", since: 1) { _ in MatMul() }
+    op("Einsum", since: 12) { (node) throws(ApusError) in
+      Einsum(equation: try node.attributes.string("equation"))
+    }
+    op("Det", since: 11) { _ in Det() }
     on("Gemm", since: 7) { (node) throws(ApusError) in try node.gemm() }
     on("FusedMatMul", since: 1, domain: "com.microsoft") { (node) throws(ApusError) in
       for name in ["transBatchA", "transBatchB"] where try node.attributes.flag(name, false) {

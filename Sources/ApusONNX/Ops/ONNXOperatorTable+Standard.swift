@@ -18,6 +18,10 @@ extension ONNXOperatorTable {
     table.addRecurrent()
     table.addQuantization()
     table.addControlFlow()
+    table.addSequences()
+    table.addVision()
+    table.addRandom()
+    table.addText()
     return table
   }()
 }

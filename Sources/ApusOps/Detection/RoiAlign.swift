@@ -12,10 +12,10 @@ public struct RoiAlign: Operator {
 
   /// What becomes of the samples of one cell. `max` takes the largest weighted neighbour, as ONNX
   /// does.
-  public enum Mode: String, Sendable, Hashable { case avg, max }
+  public enum Mode: String, Sendable, Hashable, CaseIterable { case avg, max }
 
   /// Whether places are shifted by half an element.
-  public enum Coordinates: String, Sendable, Hashable {
+  public enum Coordinates: String, Sendable, Hashable, CaseIterable {
     case halfPixel = "half_pixel"
     case outputHalfPixel = "output_half_pixel"
   }

@@ -15,7 +15,7 @@ public struct GridSample: TolerantOperator {
   public enum Mode: String, Sendable, Hashable { case nearest, linear, cubic }
 
   /// What lies outside the input.
-  public enum Padding: String, Sendable, Hashable { case zeros, border, reflection }
+  public enum Padding: String, Sendable, Hashable, CaseIterable { case zeros, border, reflection }
 
   public var mode: Mode
   public var padding: Padding

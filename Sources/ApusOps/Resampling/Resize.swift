@@ -11,10 +11,10 @@ public struct Resize: DataDependentShape, TolerantOperator {
   public static let name = "Resize"
 
   /// How values between elements come about.
-  public enum Mode: String, Sendable, Hashable { case nearest, linear, cubic }
+  public enum Mode: String, Sendable, Hashable, CaseIterable { case nearest, linear, cubic }
 
   /// Which place in the input a place in the result stands for.
-  public enum Coordinates: String, Sendable, Hashable {
+  public enum Coordinates: String, Sendable, Hashable, CaseIterable {
     case halfPixel = "half_pixel"
     case halfPixelSymmetric = "half_pixel_symmetric"
     case pytorchHalfPixel = "pytorch_half_pixel"
@@ -25,7 +25,7 @@ public struct Resize: DataDependentShape, TolerantOperator {
   }
 
   /// Which element is nearest.
-  public enum Nearest: String, Sendable, Hashable {
+  public enum Nearest: String, Sendable, Hashable, CaseIterable {
     case roundPreferFloor = "round_prefer_floor"
     case roundPreferCeil = "round_prefer_ceil"
     case floor
@@ -33,7 +33,7 @@ public struct Resize: DataDependentShape, TolerantOperator {
   }
 
   /// What becomes of sizes that would change the proportions.
-  public enum AspectRatio: String, Sendable, Hashable {
+  public enum AspectRatio: String, Sendable, Hashable, CaseIterable {
     case stretch
     case notLarger = "not_larger"
     case notSmaller = "not_smaller"

@@ -82,3 +82,12 @@ func registerRandom(_ registry: inout OperatorRegistry) {
   ]
   for type in types { registry.register(type) }
 }
+
+/// Registers attention, losses and transforms.
+func registerSequenceModels(_ registry: inout OperatorRegistry) {
+  let types: [any Operator.Type] = [
+    Attention.self, RotaryEmbedding.self, LinearAttention.self, NegativeLogLikelihoodLoss.self,
+    BitCast.self, CenterCropPad.self, TensorScatter.self, DFT.self,
+  ]
+  for type in types { registry.register(type) }
+}

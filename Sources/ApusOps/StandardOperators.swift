@@ -18,6 +18,7 @@ extension OperatorRegistry {
     registerControlFlow(&registry)
     registerSequence(&registry)
     registerVision(&registry)
+    registerSequenceModels(&registry)
     registerRandom(&registry)
     return registry
   }()

@@ -22,6 +22,9 @@ extension ONNXOperatorTable {
     table.addVision()
     table.addRandom()
     table.addText()
+    table.addAttention()
+    table.addLosses()
+    table.addSignal()
     return table
   }()
 }

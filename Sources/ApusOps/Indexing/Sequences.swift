@@ -12,19 +12,23 @@ public struct CumSum: Operator {
   public var exclusive: Bool
   /// Whether sums run from the end.
   public var reverse: Bool
+  /// Whether elements are multiplied instead of added (ONNX `CumProd`).
+  public var multiplies: Bool
 
-  public init(exclusive: Bool = false, reverse: Bool = false) {
+  public init(exclusive: Bool = false, reverse: Bool = false, multiplies: Bool = false) {
     self.exclusive = exclusive
     self.reverse = reverse
+    self.multiplies = multiplies
   }
 
   public init(reading attributes: inout AttributeReader) throws(ApusError) {
     exclusive = try attributes.bool("exclusive", false)
     reverse = try attributes.bool("reverse", false)
+    multiplies = try attributes.bool("multiplies", false)
   }
 
   public var attributes: Attributes {
-    ["exclusive": .bool(exclusive), "reverse": .bool(reverse)]
+    ["exclusive": .bool(exclusive), "reverse": .bool(reverse), "multiplies": .bool(multiplies)]
   }
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
@@ -44,10 +48,14 @@ public struct CumSum: Operator {
     let at = try Axis.resolved(axis, rank: x.rank)
     let (outer, size, inner) = Axis.split(x.shape, at: at)
     if x.dataType.isFloat {
-      let sums = scan(x.doubles(), 0, outer, size, inner, +)
+      let sums =
+        multiplies
+        ? scan(x.doubles(), 1, outer, size, inner, *) : scan(x.doubles(), 0, outer, size, inner, +)
       return [.tensor(try Tensor(sums, x.dataType, shape: x.shape))]
     }
-    let sums = scan(x.integers(), 0, outer, size, inner, &+)
+    let sums =
+      multiplies
+      ? scan(x.integers(), 1, outer, size, inner, &*) : scan(x.integers(), 0, outer, size, inner, &+)
     return [.tensor(try Tensor(sums, x.dataType, shape: x.shape))]
   }
 

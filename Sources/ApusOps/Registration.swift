@@ -87,7 +87,9 @@ func registerRandom(_ registry: inout OperatorRegistry) {
 func registerSequenceModels(_ registry: inout OperatorRegistry) {
   let types: [any Operator.Type] = [
     Attention.self, RotaryEmbedding.self, LinearAttention.self, NegativeLogLikelihoodLoss.self,
-    BitCast.self, CenterCropPad.self, TensorScatter.self, DFT.self,
+    BitCast.self, CenterCropPad.self, TensorScatter.self, DFT.self, STFT.self,
+    MelWeightMatrix.self, AffineGrid.self, Col2Im.self, DeformConv.self, MaxUnpool.self,
+    LabelEncoder.self, TreeEnsemble.self,
   ]
   for type in types { registry.register(type) }
 }

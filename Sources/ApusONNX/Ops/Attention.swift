@@ -44,6 +44,9 @@ extension ONNXOperatorTable {
       return TensorScatter(
         axis: try node.attributes.int("axis", -2), isCircular: mode == "circular")
     }
+    on("FlexAttention", since: 1, domain: "ai.onnx.preview") { (node) throws(ApusError) in
+      try node.flexAttention()
+    }
     on("CausalConvWithState", since: 27) { (node) throws(ApusError) in try node.causalConvolution() }
     on("SwiGLU", since: 28) { (node) throws(ApusError) in
       let gate = try node.emit(
@@ -78,5 +81,58 @@ extension NodeImport {
     let state = try emit(
       Slice(), [padded, try vector([length == 1 ? .max : 1 - length]), try vector([.max]), try vector([2])])
     return [y, state]
+  }
+}
+
+extension NodeImport {
+  /// Attention whose scores and probabilities pass through graphs of the model's own.
+  fileprivate func flexAttention() throws(ApusError) -> [ValueID] {
+    let (q, k, v) = (try operand(0), try operand(1), try operand(2))
+    let type = try tensorType(0).dataType
+    guard let dims = try tensorType(0).dims, let others = try tensorType(1).dims, dims.count == 4,
+      others.count == 4, let heads = dims[1].value, let keyHeads = others[1].value, keyHeads > 0,
+      heads % keyHeads == 0
+    else {
+      throw ApusError(.notYetSupported, "operands whose heads are not known before the model runs")
+    }
+    var scale = try attributes.optionalFloat("scale")
+    if scale == nil, let width = dims[3].value { scale = 1 / Double(max(1, width)).squareRoot() }
+    guard let scale else {
+      throw ApusError(.notYetSupported, "a head size that is not known before the model runs")
+    }
+    let wanted = try attributes.dataType("softmax_precision")
+    let inner = wanted ?? (type == .float64 ? .float64 : .float32)
+    let keys = try repeated(k, heads / keyHeads)
+    let values = try repeated(v, heads / keyHeads)
+    let turned = try emit(Transpose(permutation: [0, 1, 3, 2]), [keys])
+    let scaled = try emit(Mul(), [q, try scalar(scale, type)])
+    var scores = try emit(MatMul(), [scaled, turned])
+    if inner != type { scores = try emit(Cast(to: inner), [scores]) }
+    scores = try passed(scores, through: "score_mod")
+    var weights = try emit(Softmax(axis: -1), [scores])
+    weights = try passed(weights, through: "prob_mod")
+    let wide = inner == type ? values : try emit(Cast(to: inner), [values])
+    if inner == type { return try result(MatMul(), [weights, wide]) }
+    return try result(Cast(to: type), [try emit(MatMul(), [weights, wide])])
+  }
+
+  /// Every head `count` times, one after the other.
+  private func repeated(_ value: ValueID, _ count: Int) throws(ApusError) -> ValueID {
+    guard count > 1, case .tensor(let type) = type(of: value), let heads = type.dims?[1].value else {
+      return value
+    }
+    let order = (0..<(heads * count)).map { $0 / count }
+    return try emit(Gather(axis: 1), [value, try vector(order)])
+  }
+
+  /// A value after a graph attribute with one input; itself when there is none. The graph becomes both
+  /// branches of a choice that is decided already, which the build then opens.
+  private func passed(_ value: ValueID, through name: String) throws(ApusError) -> ValueID {
+    guard attributes.has(name) else { return value }
+    let captures = try captures([name])
+    let body = try body(name, inputTypes: [type(of: value)], captures)
+    let isTrue = add(try Tensor([1], .bool, shape: []))
+    return try emit(
+      If(thenBranch: body, elseBranch: body), [isTrue, value] + captures.operands)
   }
 }

@@ -18,6 +18,24 @@ extension ONNXOperatorTable {
       AveragePool(
         try node.pooling(), countIncludePad: try node.attributes.flag("count_include_pad", false))
     }
+    op("Col2Im", since: 18) { (node) throws(ApusError) in
+      Col2Im(
+        strides: try node.attributes.ints("strides", []),
+        dilations: try node.attributes.ints("dilations", []),
+        pads: try node.attributes.ints("pads", []))
+    }
+    op("DeformConv", since: 19) { (node) throws(ApusError) in
+      let conv = try node.convolution()
+      return DeformConv(
+        strides: conv.strides, dilations: conv.dilations, pads: conv.pads, group: conv.group,
+        offsetGroups: try node.attributes.int("offset_group", 1))
+    }
+    op("MaxUnpool", since: 9) { (node) throws(ApusError) in
+      MaxUnpool(
+        kernel: try node.attributes.ints("kernel_shape"),
+        strides: try node.attributes.ints("strides", []),
+        pads: try node.attributes.ints("pads", []))
+    }
     op("LpPool", since: 2) { (node) throws(ApusError) in
       LpPool(try node.pooling(), p: try node.attributes.int("p", 2))
     }

@@ -25,6 +25,8 @@ extension ONNXOperatorTable {
     table.addAttention()
     table.addLosses()
     table.addSignal()
+    table.addClassic()
+    table.addTraining()
     return table
   }()
 }

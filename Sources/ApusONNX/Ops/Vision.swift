@@ -43,6 +43,9 @@ extension ONNXOperatorTable {
       try node.roiAlign(
         try node.choice("coordinate_transformation_mode", RoiAlign.Coordinates.halfPixel))
     }
+    op("AffineGrid", since: 20) { (node) throws(ApusError) in
+      AffineGrid(alignCorners: try node.attributes.flag("align_corners", false))
+    }
     op("NonMaxSuppression", since: 10) { (node) throws(ApusError) in
       NonMaxSuppression(centerPointBox: try node.attributes.flag("center_point_box", false))
     }

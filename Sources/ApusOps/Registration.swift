@@ -89,7 +89,7 @@ func registerSequenceModels(_ registry: inout OperatorRegistry) {
     Attention.self, RotaryEmbedding.self, LinearAttention.self, NegativeLogLikelihoodLoss.self,
     BitCast.self, CenterCropPad.self, TensorScatter.self, DFT.self, STFT.self,
     MelWeightMatrix.self, AffineGrid.self, Col2Im.self, DeformConv.self, MaxUnpool.self,
-    LabelEncoder.self, TreeEnsemble.self,
+    LabelEncoder.self, TreeEnsemble.self, ImageDecoder.self,
   ]
   for type in types { registry.register(type) }
 }

@@ -4,6 +4,7 @@
 import ApusBase
 import ApusGraph
 import ApusKernel
+import ApusOps
 import ApusTensor
 
 /// Every operator that only moves elements, by its own copy plan: long runs by `memcpy`, transposes in
@@ -19,6 +20,9 @@ struct StridedCopyTactic: Tactic {
     }
     guard let type = problem.outputs.first?.dataType, type.bitWidth >= 8 else {
       return .no(because: "elements are smaller than a byte")
+    }
+    if problem.op is Pad, problem.inputs.count > 2, let fill = problem.inputs[2], fill.constant == nil {
+      return .no(because: "what is filled in is computed")
     }
     do {
       _ = try plan(op, problem)

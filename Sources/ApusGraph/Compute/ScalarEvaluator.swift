@@ -295,7 +295,8 @@ package struct ScalarEvaluator {
     case .shiftLeft: return value { $1 < 0 || $1 > 63 ? 0 : $0 << $1 }
     case .shiftRight:
       return value { x, n in
-        if n < 0 || n > 63 { return 0 }
+        // Everything shifted out leaves the sign.
+        if n < 0 || n > 63 { return unsigned || x >= 0 ? 0 : -1 }
         return unsigned ? Int64(bitPattern: UInt64(bitPattern: x) >> UInt64(n)) : x >> n
       }
     case .arcTangent2: throw unsupported(function.rawValue, type)

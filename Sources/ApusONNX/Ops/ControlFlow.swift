@@ -33,6 +33,7 @@ extension ONNXOperatorTable {
         Loop(body: body, carriedCount: carried.count),
         [node.optional(0), node.optional(1)] + carried + captures.operands)
     }
+    on("Scan", since: 8) { (node) throws(ApusError) in try node.batchedScan() }
     on("Scan", since: 9) { (node) throws(ApusError) in try node.scan() }
   }
 }
@@ -146,5 +147,65 @@ extension NodeImport {
     return try result(
       SequenceMap(body: body, capturedCount: captures.operands.count),
       operands + captures.operands)
+  }
+}
+
+extension NodeImport {
+  /// Version 8 scans every member of a batch: a scan over the batch whose body scans.
+  fileprivate func batchedScan() throws(ApusError) -> [ValueID] {
+    guard optional(0) == nil else {
+      throw ApusError(.notYetSupported, "Scan of version 8 with 'sequence_lens'")
+    }
+    let scanCount = try attributes.int("num_scan_inputs")
+    let stateCount = inputs.count - 1 - scanCount
+    guard scanCount >= 0, stateCount >= 0 else {
+      throw ApusError(.invalidAttribute, "'num_scan_inputs' is \(scanCount) of \(inputs.count - 1)")
+    }
+    var operands: [ValueID] = []
+    var members: [ValueType] = []
+    for index in 1..<max(1, inputs.count) {
+      operands.append(try operand(index))
+      members.append(.tensor(try Self.member(try tensorType(index))))
+    }
+    var slices: [ValueType] = []
+    for member in members.dropFirst(stateCount) {
+      guard case .tensor(let type) = member else { continue }
+      slices.append(.tensor(try Self.member(type)))
+    }
+    let captures = try captures(["body"])
+    let body = try loopBody(
+      "body", before: [], states: Array(members.prefix(stateCount)), after: slices, firstResult: 0,
+      captures)
+    let resultCount = max(0, body.outputs.count - stateCount)
+    let scan = Scan(
+      body: body, scanCount: scanCount, capturedCount: captures.operands.count,
+      inputAxes: Array(repeating: 0, count: scanCount),
+      inputDirections: try attributes.ints("directions", Array(repeating: 0, count: scanCount)),
+      outputAxes: Array(repeating: 0, count: resultCount),
+      outputDirections: Array(repeating: 0, count: resultCount))
+    var outer = Graph(name: "\(label).member")
+    var inner: [ValueID] = []
+    for (index, type) in members.enumerated() { inner.append(outer.addInput("member\(index)", type)) }
+    for (index, value) in captures.operands.enumerated() {
+      inner.append(outer.addInput("captured\(index)", type(of: value)))
+    }
+    for value in try outer.add(
+      scan, inner, outputCount: max(1, body.outputs.count), name: "\(label)/member", sources: [label])
+    { outer.addOutput(value) }
+    let count = members.count
+    let batch = Scan(
+      body: outer, scanCount: count, capturedCount: captures.operands.count,
+      inputAxes: Array(repeating: 0, count: count),
+      inputDirections: Array(repeating: 0, count: count),
+      outputAxes: Array(repeating: 0, count: outer.outputs.count),
+      outputDirections: Array(repeating: 0, count: outer.outputs.count))
+    return try result(batch, operands + captures.operands)
+  }
+
+  /// One element along the first axis.
+  private static func member(_ type: TensorType) throws(ApusError) -> TensorType {
+    guard let dims = type.dims else { return type }
+    guard !dims.isEmpty else { throw ApusError(.typeMismatch, "\(type) has no axis to scan") }
+    return TensorType(type.dataType, Array(dims.dropFirst()))
   }
 }

@@ -36,8 +36,9 @@ extension ONNXOperatorTable {
       guard let type = try node.attributes.dataType("to") else {
         throw ApusError(.invalidAttribute, "attribute 'to' is missing")
       }
-      node.attributes.ignore("round_mode")
-      return Cast(to: type, saturate: try node.attributes.flag("saturate", true))
+      return Cast(
+        to: type, saturate: try node.attributes.flag("saturate", true),
+        powerRounding: try node.choice("round_mode", Cast.PowerRounding.up))
     }
     on("CastLike", since: 15) { (node) throws(ApusError) in
       let type = try node.tensorType(1).dataType
@@ -46,16 +47,14 @@ extension ONNXOperatorTable {
       return try node.result(Cast(to: type, saturate: saturate), [try node.operand(0)])
     }
     on("Dropout", since: 7) { (node) throws(ApusError) in
-      // Inference only: nothing is dropped.
-      node.attributes.ignore("ratio", "seed", "is_test")
-      if let training = node.optional(2) {
-        guard let value = node.constant(training), value.count == 1, value.integers()[0] == 0 else {
-          throw ApusError(
-            .notYetSupported, "dropout in training mode",
-            hint: "export the model for inference: model.eval(), training=False")
-        }
-      }
+      node.attributes.ignore("ratio", "is_test")
       let x = try node.operand(0)
+      if let training = node.optional(2) {
+        let isOff = node.constant(training).map { $0.count == 1 && $0.integers()[0] == 0 } ?? false
+        if !isOff { return try node.dropout(x, training) }
+      }
+      // Inference: nothing is dropped.
+      node.attributes.ignore("seed")
       var results = try node.result(Identity(), [x], outputCount: 1)
       if node.outputCount > 1 {
         let shape = try node.emit(Shape(), [x])
@@ -68,6 +67,26 @@ extension ONNXOperatorTable {
 }
 
 extension NodeImport {
+  /// Elements dropped at random, the others made larger, if `training` says so.
+  fileprivate func dropout(_ x: ValueID, _ training: ValueID) throws(ApusError) -> [ValueID] {
+    let type = try tensorType(0).dataType
+    let share: ValueID
+    if let ratio = optional(1) {
+      share = try emit(Cast(to: type), [ratio])
+    } else {
+      share = try scalar(0.5, type)
+    }
+    let seed = try attributes.optionalInt("seed").map { Double($0) }
+    let drawn = try emit(RandomUniformLike(seed: seed, dataType: type), [x])
+    let isKept = try emit(GreaterOrEqual(), [drawn, share])
+    let factor = try emit(Sub(), [try scalar(1, type), share])
+    let grown = try emit(Div(), [x, factor])
+    let dropped = try emit(Where(), [isKept, grown, try scalar(0, type)])
+    let y = try emit(Where(), [training, dropped, x])
+    let mask = try emit(Or(), [isKept, try emit(Not(), [training])])
+    return Array([y, mask].prefix(max(1, outputCount)))
+  }
+
   /// The tensor that a Constant node holds in one of its many forms.
   fileprivate func constantTensor() throws(ApusError) -> Tensor {
     if let value = try attributes.tensor("value") { return value }

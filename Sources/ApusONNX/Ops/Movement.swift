@@ -44,10 +44,12 @@ extension ONNXOperatorTable {
         blockSize: try node.attributes.int("blocksize"), mode: mode == "DCR" ? .dcr : .crd)
     }
     op("SpaceToDepth", since: 1) { (node) throws(ApusError) in
-      guard try node.attributes.string("mode", "DCR") == "DCR" else {
-        throw ApusError(.notYetSupported, "SpaceToDepth in another mode than DCR")
+      let mode = try node.attributes.string("mode", "DCR")
+      guard mode == "DCR" || mode == "CRD" else {
+        throw ApusError(.invalidAttribute, "'mode' is '\(mode)', not DCR or CRD")
       }
-      return SpaceToDepth(blockSize: try node.attributes.int("blocksize"))
+      return SpaceToDepth(
+        blockSize: try node.attributes.int("blocksize"), mode: mode == "DCR" ? .dcr : .crd)
     }
     addSlices()
     addPadding()

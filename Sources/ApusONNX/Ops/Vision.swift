@@ -43,6 +43,9 @@ extension ONNXOperatorTable {
       try node.roiAlign(
         try node.choice("coordinate_transformation_mode", RoiAlign.Coordinates.halfPixel))
     }
+    op("ImageDecoder", since: 20) { (node) throws(ApusError) in
+      ImageDecoder(format: try node.choice("pixel_format", ImageDecoder.PixelFormat.rgb))
+    }
     op("AffineGrid", since: 20) { (node) throws(ApusError) in
       AffineGrid(alignCorners: try node.attributes.flag("align_corners", false))
     }

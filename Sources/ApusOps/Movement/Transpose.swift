@@ -119,17 +119,22 @@ public struct DepthToSpace: MovementOperator {
 public struct SpaceToDepth: MovementOperator {
   public static let name = "SpaceToDepth"
   public var blockSize: Int
+  public var mode: DepthToSpace.Mode
 
-  public init(blockSize: Int) { self.blockSize = blockSize }
+  public init(blockSize: Int, mode: DepthToSpace.Mode = .dcr) {
+    self.blockSize = blockSize
+    self.mode = mode
+  }
 
   public init(reading attributes: inout AttributeReader) throws(ApusError) {
     blockSize = try attributes.int("blockSize")
+    mode = try attributes.choice("mode", DepthToSpace.Mode.dcr)
     guard blockSize > 0, blockSize < 1 << 16 else {
       throw ApusError(.invalidAttribute, "the block size \(blockSize) is out of range")
     }
   }
 
-  public var attributes: Attributes { ["blockSize": .int(blockSize)] }
+  public var attributes: Attributes { ["blockSize": .int(blockSize), "mode": .string(mode.rawValue)] }
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let type = try inputs.tensor(0)
@@ -151,14 +156,20 @@ public struct SpaceToDepth: MovementOperator {
     guard x.count == 4, b > 0, b < 1 << 16, x[2] % b == 0, x[3] % b == 0 else {
       throw ApusError(.typeMismatch, "\(x) has no blocks of \(b) x \(b)")
     }
-    // Result axes [N, by, bx, C, H', W'] over the operand's strides.
-    let sizes = [x[0], b, b, x[1], x[2] / b, x[3] / b]
+    // Result axes [N, by, bx, C, H', W'] or [N, C, by, bx, H', W'] over the operand's strides.
     let plane = x[2] * x[3]
+    let isDepthFirst = mode == .crd
+    let sizes =
+      isDepthFirst
+      ? [x[0], x[1], b, b, x[2] / b, x[3] / b] : [x[0], b, b, x[1], x[2] / b, x[3] / b]
+    let strides =
+      isDepthFirst
+      ? [x[1] * plane, plane, x[3], 1, b * x[3], b] : [x[1] * plane, x[3], 1, plane, b * x[3], b]
     return CopyPlan(
       outputShapes: [[x[0], x[1] * b * b, x[2] / b, x[3] / b]],
       copies: [
         CopyPlan.Copy(
-          input: 0, sizes: sizes, sourceStrides: [x[1] * plane, x[3], 1, plane, b * x[3], b],
+          input: 0, sizes: sizes, sourceStrides: strides,
           targetStrides: CopyPlan.rowMajorStrides(sizes))
       ])
   }

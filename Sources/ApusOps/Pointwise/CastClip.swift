@@ -65,18 +65,27 @@ public struct Cast: PointwiseOperator, PermutableOperator, ShapeValueOperator {
   /// Whether values beyond the range of an 8-bit float become its largest value.
   public var saturate: Bool
 
-  public init(to: DataType, saturate: Bool = true) {
+  /// Where a number between two powers of two goes that becomes one of them (`float8e8m0`).
+  public enum PowerRounding: String, Sendable, Hashable, CaseIterable { case up, down, nearest }
+  public var powerRounding: PowerRounding
+
+  public init(to: DataType, saturate: Bool = true, powerRounding: PowerRounding = .up) {
     self.to = to
     self.saturate = saturate
+    self.powerRounding = powerRounding
   }
 
   public init(reading attributes: inout AttributeReader) throws(ApusError) {
     to = try attributes.type("to")
     saturate = try attributes.bool("saturate", true)
+    powerRounding = try attributes.choice("power_rounding", PowerRounding.up)
   }
 
   public var attributes: Attributes {
-    saturate ? ["to": .type(to)] : ["to": .type(to), "saturate": .bool(false)]
+    var result: Attributes = ["to": .type(to)]
+    if !saturate { result["saturate"] = .bool(false) }
+    if powerRounding != .up { result["power_rounding"] = .string(powerRounding.rawValue) }
+    return result
   }
 
   public func body(_ inputs: [DataType]) -> ScalarExpr { .cast(.input(0), to) }
@@ -92,6 +101,14 @@ public struct Cast: PointwiseOperator, PermutableOperator, ShapeValueOperator {
     if x.dataType == .string { return [.tensor(try Self.parsed(x, to, saturate))] }
     guard x.dataType.isComplex == to.isComplex else {
       throw ApusError(.typeMismatch, "\(x.dataType) cannot be cast to \(to)")
+    }
+    if to == .float8e8m0, powerRounding != .up {
+      let powers = x.doubles().map { number in
+        let isUpper = powerRounding == .nearest && number.significand >= 1.5
+        return number > 0 && number.isFinite
+          ? Double(sign: .plus, exponent: number.exponent + (isUpper ? 1 : 0), significand: 1) : number
+      }
+      return [.tensor(try Tensor(powers, to, shape: x.shape))]
     }
     return [.tensor(try x.converted(to: to, saturate: saturate))]
   }

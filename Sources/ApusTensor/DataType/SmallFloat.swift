@@ -87,7 +87,8 @@ package enum SmallFloat {
     /// The nearest bit pattern, ties to even. Values past the largest finite one saturate to it when
     /// `saturate` is set, else become infinity or, without one, NaN.
     package func encode(_ value: Double, saturate: Bool) -> UInt16 {
-      if value.isNaN { return nanBits }
+      // Where nothing stands for NaN, minus zero is the least like a result.
+      if value.isNaN { return hasNaN ? nanBits : UInt16(1 << signShift) }
       let signBit = value.sign == .minus ? UInt16(1 << signShift) : 0
       let magnitude = abs(value)
       let largest = decode(largestBits)

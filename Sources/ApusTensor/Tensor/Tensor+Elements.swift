@@ -128,7 +128,8 @@ extension Tensor {
   private static func e8m0(_ value: Double) -> UInt8 {
     guard value > 0 else { return value.isNaN ? 0xff : 0 }
     guard value.isFinite else { return 0xfe }
-    let exponent = Int((value.exponent)) + (value.significand > 1.5 ? 1 : 0)
+    // Upwards, as scales are rounded: what is divided by one must not overflow.
+    let exponent = Int((value.exponent)) + (value.significand > 1 ? 1 : 0)
     return UInt8(max(0, min(254, exponent + 127)))
   }
 

@@ -33,6 +33,7 @@ swift-test:
 python-test: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./Python
 	$(VENV)/bin/pytest -q Python/tests
+	APUS_TACTIC_SOURCES=portable $(VENV)/bin/pytest -q Python/tests/test_onnx_backend.py
 
 $(VENV)/installed: Python/requirements-test.txt
 	$(PYTHON) -m venv $(VENV)

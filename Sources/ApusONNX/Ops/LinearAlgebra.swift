@@ -32,7 +32,7 @@ extension ONNXOperatorTable {
 
 extension NodeImport {
   /// `alpha * op(a) * op(b) + beta * c` as a product, scalings and a sum.
-  fileprivate func gemm() throws(ApusError) -> [ValueID] {
+  func gemm() throws(ApusError) -> [ValueID] {
     let alpha = try attributes.float("alpha", 1)
     let beta = try attributes.float("beta", 1)
     let transposesA = try attributes.flag("transA", false)

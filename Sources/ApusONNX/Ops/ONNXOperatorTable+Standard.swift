@@ -17,6 +17,7 @@ extension ONNXOperatorTable {
     table.addNormalization()
     table.addRecurrent()
     table.addQuantization()
+    table.addLegacy()
     table.addControlFlow()
     table.addSequences()
     table.addVision()

@@ -1,6 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
+import ApusBase
 import ApusGraph
 import ApusKernel
 import ApusOps
@@ -53,7 +54,16 @@ struct AnchoredProblem {
       extras.append(kind)
       extraTypes.append(operand.dataType)
     }
-    types = Self.types(fused.anchor, inputs, problem.outputs[0].dataType, extraTypes)
+    let types = Self.types(fused.anchor, inputs, problem.outputs[0].dataType, extraTypes)
+    if let types, refusal == nil {
+      do throws(ApusError) {
+        _ = try ExpressionEmitter.registersNeeded(
+          epilogue, isa: .current, types: [types.kind.sumType] + extraTypes, result: types.result)
+      } catch {
+        refusal = error.message
+      }
+    }
+    self.types = types
     self.extras = extras
     self.refusal = refusal
   }

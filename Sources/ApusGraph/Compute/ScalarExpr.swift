@@ -210,3 +210,42 @@ extension ScalarExpr {
   /// Whether no operand occurs.
   public var isConstant: Bool { inputCount == 0 }
 }
+
+extension UnaryFunction {
+  /// Whether generated kernels of every backend have code for it; the others are computed on their own.
+  public var isInKernels: Bool {
+    switch self {
+    case .sine, .cosine, .tangent, .arcSine, .arcCosine, .arcTangent, .hyperbolicSine,
+      .hyperbolicCosine, .inverseHyperbolicSine, .inverseHyperbolicCosine,
+      .inverseHyperbolicTangent, .bitwiseNot:
+      false
+    default: true
+    }
+  }
+}
+
+extension BinaryFunction {
+  /// Whether generated kernels of every backend have code for it.
+  public var isInKernels: Bool {
+    switch self {
+    case .floorModulo, .remainder, .bitwiseAnd, .bitwiseOr, .bitwiseXor, .shiftLeft, .shiftRight,
+      .arcTangent2:
+      false
+    default: true
+    }
+  }
+}
+
+extension ScalarExpr {
+  /// Whether generated kernels have code for all functions in it, so that joining it to others gains.
+  public var isInKernels: Bool {
+    switch self {
+    case .input, .const: true
+    case .cast(let a, _): a.isInKernels
+    case .unary(let function, let a): function.isInKernels && a.isInKernels
+    case .binary(let function, let a, let b):
+      function.isInKernels && a.isInKernels && b.isInKernels
+    case .select(let c, let a, let b): c.isInKernels && a.isInKernels && b.isInKernels
+    }
+  }
+}

@@ -32,9 +32,15 @@ public struct MergePointwise: Pass {
         // The absorbed node stays until the patch; stop asking for it.
         if absorbed.count > PointwiseTerm.nodeLimit { break }
       }
-      guard !absorbed.isEmpty, term.operands.allSatisfy({ isJoinable($0, graph, sums: true) }) else { continue }
+      // A constant operand in the expression is worth it alone: powers of two are products.
+      let hasConstants = absorbed.isEmpty && term.operands.count < graph[id].inputs.count
+      guard !absorbed.isEmpty || hasConstants && !term.operands.isEmpty,
+        term.operands.allSatisfy({ isJoinable($0, graph, sums: true) }),
+        hasShape(of: graph[id].outputs[0], term, graph),
+        !hasConstants || context.claim(name, graph[id].name)
+      else { continue }
       try replace([id] + absorbed, by: term, &graph)
-      count += absorbed.count
+      count += max(1, absorbed.count)
     }
     return count
   }
@@ -42,6 +48,15 @@ public struct MergePointwise: Pass {
   private func isJoinable(_ value: ValueID, _ graph: Graph, sums: Bool = false) -> Bool {
     guard let type = graph[value].type.tensor?.dataType else { return false }
     return PointwiseTerm.isJoinable(type) || sums && type == .int32
+  }
+
+  /// Whether the operands broadcast to the result without the constants, which may have axes too.
+  private func hasShape(of result: ValueID, _ term: PointwiseTerm, _ graph: Graph) -> Bool {
+    let dims = term.operands.compactMap { graph[$0].type.tensor?.dims }
+    guard dims.count == term.operands.count, let all = try? Broadcasting.dims(dims) else {
+      return false
+    }
+    return all == graph[result].type.tensor?.dims
   }
 
   private func mergeable(into term: PointwiseTerm, _ reader: NodeID, _ graph: Graph) -> (

@@ -32,7 +32,7 @@ struct PointwiseTerm {
       types.append(type)
     }
     self.init(op.body(types), node.inputs.compactMap { $0 }, graph)
-    guard expression.nodeCount <= Self.nodeLimit, operands.count <= Self.operandLimit else {
+    guard expression.isInKernels, expression.nodeCount <= Self.nodeLimit, operands.count <= Self.operandLimit else {
       return nil
     }
   }

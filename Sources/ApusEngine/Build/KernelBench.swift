@@ -220,8 +220,15 @@ package struct SeededGenerator: RandomNumberGenerator {
   package mutating func integer(below bound: Int) -> Int { Int(next() % UInt64(bound)) }
 
   /// A tensor of values in [-1, 1) (floats) or small numbers (integers, booleans).
+  ///
+  /// - Throws: `resource-limit` for more elements than a sample can have.
   package mutating func tensor(_ type: DataType, shape: [Int]) throws(ApusError) -> Tensor {
     let count = try Tensor.checkedCount(shape)
+    guard count <= 1 << 30 else {
+      throw ApusError(
+        .resourceLimit, "a sample of shape \(shape) is too large",
+        hint: "give the input a smaller shape with --shape")
+    }
     if type == .float32 {
       let tensor = try Tensor(type, shape: shape)
       let floats = tensor.mutableBytes.assumingMemoryBound(to: Float.self)

@@ -10,8 +10,12 @@ extension PointwiseOperator {
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     var types: [TensorType] = []
     for index in 0..<inputs.count { types.append(try inputs.tensor(index)) }
-    let dataType = try PointwiseReference.resultType(
-      body(types.map(\.dataType)), types.map(\.dataType))
+    let expression = body(types.map(\.dataType))
+    guard expression.inputCount <= types.count else {
+      throw ApusError(
+        .typeMismatch, "\(types.count) operands are given, \(expression.inputCount) are needed")
+    }
+    let dataType = try PointwiseReference.resultType(expression, types.map(\.dataType))
     return [typed(dataType, try PointwiseReference.dims(types))]
   }
 

@@ -31,7 +31,9 @@ struct PointwiseTerm {
       guard let input, let type = graph[input].type.tensor?.dataType else { return nil }
       types.append(type)
     }
-    self.init(op.body(types), node.inputs.compactMap { $0 }, graph)
+    let body = op.body(types)
+    guard body.inputCount <= types.count else { return nil }
+    self.init(body, node.inputs.compactMap { $0 }, graph)
     guard expression.isInKernels, expression.nodeCount <= Self.nodeLimit, operands.count <= Self.operandLimit else {
       return nil
     }

@@ -39,7 +39,7 @@ public struct Builder: Sendable {
   /// - Throws: `not-yet-supported` for a precision that this version lacks, `invalid-argument` for a
   ///   configuration that does not fit the network, `resource-limit` when the workspace is too small.
   public func build(_ network: Graph) throws(ApusError) -> Engine {
-    try checkPrecision()
+    try checkPrecision(network)
     let start = Clock.seconds
     let backend = try backend()
     if configuration.isReference {
@@ -79,11 +79,17 @@ public struct Builder: Sendable {
     return report.tuned
   }
 
-  private func checkPrecision() throws(ApusError) {
-    guard configuration.precision != .fp32 else { return }
+  /// Networks that are quantised already follow their own scales at `fp32` and `int8` alike.
+  private func checkPrecision(_ network: Graph) throws(ApusError) {
+    let precision = configuration.precision
+    if precision == .fp32 { return }
+    let isQuantized = network.nodes.contains { network[$0].op is DequantizeLinear }
+    if precision == .int8 && isQuantized { return }
     throw ApusError(
       .notYetSupported,
-      "precision '\(configuration.precision.rawValue)' is not available in this version yet",
+      precision == .int8
+        ? "precision 'int8' is not available in this version yet for networks without QuantizeLinear"
+        : "precision '\(precision.rawValue)' is not available in this version yet",
       hint: "build with --precision fp32")
   }
 

@@ -32,7 +32,12 @@ extension ONNXOperatorTable {
 
 extension NodeImport {
   /// `alpha * op(a) * op(b) + beta * c` as a product, scalings and a sum.
-  func gemm() throws(ApusError) -> [ValueID] {
+  ///
+  /// - Parameter isResult: Whether it is the node's result and not on the way to it.
+  func gemm(isResult: Bool = true) throws(ApusError) -> [ValueID] {
+    func finish(_ op: any Operator, _ operands: [ValueID]) throws(ApusError) -> [ValueID] {
+      isResult ? try result(op, operands) : [try emit(op, operands)]
+    }
     let alpha = try attributes.float("alpha", 1)
     let beta = try attributes.float("beta", 1)
     let transposesA = try attributes.flag("transA", false)
@@ -46,16 +51,16 @@ extension NodeImport {
     let a = try transposed(0, if: transposesA)
     let b = try transposed(1, if: transposesB)
     let hasSum = optional(2) != nil && beta != 0
-    if !hasSum, alpha == 1 { return try result(MatMul(), [a, b]) }
+    if !hasSum, alpha == 1 { return try finish(MatMul(), [a, b]) }
     var product = try emit(MatMul(), [a, b])
     if alpha != 1 {
       let factor = try scalar(alpha, type)
-      if !hasSum { return try result(Mul(), [product, factor]) }
+      if !hasSum { return try finish(Mul(), [product, factor]) }
       product = try emit(Mul(), [product, factor])
     }
     var c = try operand(2)
     if beta != 1 { c = try emit(Mul(), [c, try scalar(beta, type)]) }
-    return try result(Add(), [product, c])
+    return try finish(Add(), [product, c])
   }
 
   private func transposed(_ index: Int, if condition: Bool) throws(ApusError) -> ValueID {

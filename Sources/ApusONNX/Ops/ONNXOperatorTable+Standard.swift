@@ -28,6 +28,7 @@ extension ONNXOperatorTable {
     table.addSignal()
     table.addClassic()
     table.addTraining()
+    table.addContrib()
     return table
   }()
 }

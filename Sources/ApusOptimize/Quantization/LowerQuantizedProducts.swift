@@ -155,21 +155,24 @@ public struct LowerQuantizedProducts: Pass {
     return Weights(tensor: tensor, scales: scales, sums: sums)
   }
 
-  /// A constant, or what a `DequantizeLinear` makes of constants.
-  private func constant(_ value: ValueID, _ graph: Graph) throws(ApusError) -> Tensor? {
+  /// A constant, or what a few operators make of constants (a bias in steps of both scales).
+  private func constant(_ value: ValueID, _ graph: Graph, depth: Int = 4) throws(ApusError)
+    -> Tensor?
+  {
     if let known = graph[value].constant { return known }
-    guard let producer = graph[value].producer, graph[producer].op is DequantizeLinear else {
-      return nil
-    }
+    guard depth > 0, let producer = graph[value].producer,
+      !(graph[producer].op is any NondeterministicOperator), graph[producer].outputs.count == 1
+    else { return nil }
     var operands: [RuntimeValue?] = []
     for input in graph[producer].inputs {
       guard let input else {
         operands.append(nil)
         continue
       }
-      guard let tensor = graph[input].constant else { return nil }
+      guard let tensor = try constant(input, graph, depth: depth - 1) else { return nil }
       operands.append(.tensor(tensor))
     }
+    guard !operands.isEmpty else { return nil }
     return try graph[producer].op.evaluate(operands).first?.tensor
   }
 }

@@ -1,0 +1,120 @@
+# Part of Apus, an inference optimizer and runtime.
+# SPDX-License-Identifier: Apache-2.0
+"""Operators of the domain com.microsoft give what ONNX Runtime, whose they are, gives."""
+
+import numpy as np
+import onnx.helper as oh
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+import apus
+
+RANDOM = np.random.default_rng(7)
+
+
+def real(*shape):
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def positive(*shape):
+    return (RANDOM.random(shape) + 0.5).astype(np.float32)
+
+
+def u8(*shape):
+    return RANDOM.integers(0, 256, shape).astype(np.uint8)
+
+
+def s8(*shape):
+    return RANDOM.integers(-127, 128, shape).astype(np.int8)
+
+
+def scale(value):
+    return np.float32(value)
+
+
+X = real(2, 5, 16)
+# name: (operator, operands (None: omitted; a tuple holds a constant), attributes, number of results)
+CASES = {
+    "fast_gelu": ("FastGelu", [X, real(16)], {}, 1),
+    "fast_gelu_plain": ("FastGelu", [X], {}, 1),
+    "bias_gelu": ("BiasGelu", [X, real(16)], {}, 1),
+    "gelu": ("Gelu", [X], {}, 1),
+    "quick_gelu": ("QuickGelu", [X], {"alpha": 1.5}, 1),
+    "skip_layer_norm": ("SkipLayerNormalization", [X, real(2, 5, 16), real(16), real(16), real(16)],
+                        {"epsilon": 1e-4}, 1),
+    "skip_simplified": ("SkipSimplifiedLayerNormalization", [X, real(2, 5, 16), real(16)], {}, 1),
+    "embed": ("EmbedLayerNormalization",
+              [RANDOM.integers(0, 9, (2, 5)).astype(np.int32), RANDOM.integers(0, 2, (2, 5)).astype(np.int32),
+               real(9, 16), real(8, 16), real(2, 16), real(16), real(16)], {}, 2),
+    "fused_conv": ("FusedConv", [real(1, 3, 8, 8), (real(4, 3, 3, 3),), (real(4),)],
+                   {"activation": "Relu", "pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}, 1),
+    "fused_conv_sum": ("FusedConv", [real(1, 3, 8, 8), (real(4, 3, 1, 1),), (real(4),), real(1, 4, 8, 8)],
+                       {"activation": "Relu", "kernel_shape": [1, 1]}, 1),
+    "fused_gemm": ("FusedGemm", [real(3, 16), (real(16, 7),), (real(7),)],
+                   {"activation": "LeakyRelu", "activation_alpha": 0.25, "alpha": 0.5}, 1),
+    "fused_matmul": ("FusedMatMul", [X, real(2, 7, 16)], {"transB": 1, "alpha": 0.5}, 1),
+    "qlinear_add": ("QLinearAdd", [u8(2, 8), (scale(0.1),), (np.uint8(3),), u8(2, 8), (scale(0.05),),
+                                   (np.uint8(9),), (scale(0.2),), (np.uint8(5),)], {}, 1),
+    "qlinear_mul": ("QLinearMul", [s8(2, 8), (scale(0.1),), (np.int8(3),), s8(1, 8), (scale(0.05),),
+                                   (np.int8(-2),), (scale(0.3),), (np.int8(1),)], {}, 1),
+    "qlinear_sigmoid": ("QLinearSigmoid", [u8(3, 8), (scale(0.05),), (np.uint8(128),), (scale(1 / 256),),
+                                           (np.uint8(0),)], {}, 1),
+    "qlinear_leaky_relu": ("QLinearLeakyRelu", [u8(3, 8), (scale(0.05),), (np.uint8(128),), (scale(0.04),),
+                                                (np.uint8(100),)], {"alpha": 0.2}, 1),
+    "qlinear_average": ("QLinearGlobalAveragePool", [u8(1, 4, 5, 5), (scale(0.05),), (np.uint8(12),),
+                                                     (scale(0.04),), (np.uint8(10),)], {}, 1),
+    "qlinear_concat": ("QLinearConcat", [(scale(0.1),), (np.uint8(7),), u8(2, 3), (scale(0.05),),
+                                         (np.uint8(1),), u8(2, 5), (scale(0.2),), (np.uint8(9),)],
+                       {"axis": 1}, 1),
+    "qgemm": ("QGemm", [u8(3, 16), (scale(0.02),), (np.uint8(120),), (s8(7, 16),), (positive(7) * 0.01,),
+                        (np.zeros(7, np.int8),), (RANDOM.integers(-500, 500, 7).astype(np.int32),),
+                        (scale(0.1),), (np.uint8(128),)], {"transB": 1}, 1),
+    "qgemm_float": ("QGemm", [u8(3, 16), (scale(0.02),), (np.uint8(120),), (s8(16, 7),), (scale(0.01),),
+                              (np.int8(0),)], {}, 1),
+    "integer_to_float": ("MatMulIntegerToFloat", [u8(3, 16), (s8(16, 7),), (scale(0.02),),
+                                                  (positive(7) * 0.01,), (np.uint8(120),), None, (real(7),)],
+                         {}, 1),
+    "dynamic_quantize": ("DynamicQuantizeMatMul", [real(3, 16), (s8(16, 7),), (positive(7) * 0.01,), None,
+                                                   (real(7),)], {}, 1),
+}
+
+
+def model(name):
+    op, operands, attributes, count = CASES[name]
+    names, inputs, tensors, feed = [], [], [], {}
+    for index, operand in enumerate(operands):
+        if operand is None:
+            names.append("")
+            continue
+        names.append(f"i{index}")
+        array = np.asarray(operand[0] if isinstance(operand, tuple) else operand)
+        if isinstance(operand, tuple):
+            tensors.append(numpy_helper.from_array(array, names[-1]))
+        else:
+            kind = oh.np_dtype_to_tensor_dtype(array.dtype)
+            inputs.append(oh.make_tensor_value_info(names[-1], kind, array.shape))
+            feed[names[-1]] = array
+    outputs = [f"o{index}" for index in range(count)]
+    node = oh.make_node(op, names, outputs, domain="com.microsoft", **attributes)
+    kind = TensorProto.UINT8 if op.startswith("QLinear") or name == "qgemm" else TensorProto.FLOAT
+    if name == "qlinear_mul":
+        kind = TensorProto.INT8
+    ports = [oh.make_tensor_value_info(output, kind if output == "o0" else TensorProto.INT32, None)
+             for output in outputs]
+    graph = oh.make_graph([node], "g", inputs, ports, tensors)
+    ids = [oh.make_opsetid("", 17), oh.make_opsetid("com.microsoft", 1)]
+    return oh.make_model(graph, opset_imports=ids, ir_version=8).SerializeToString(), feed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_onnxruntime(name):
+    proto, feed = model(name)
+    expected = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, feed)
+    results = list(apus.build(proto, level=0).run(feed).values())
+    for got, want in zip(results, expected):
+        assert got.dtype == want.dtype and got.shape == want.shape
+        if want.dtype.kind in "iu":  # a number beside a tie may be rounded to the other side
+            assert np.abs(got.astype(int) - want.astype(int)).max() <= 1
+        else:
+            np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-4)

@@ -76,6 +76,14 @@ package final class NodeImport {
     return rank
   }
 
+  /// The rank of a value on the way to the results, which this operator needs to know now.
+  package func rank(of value: ValueID) throws(ApusError) -> Int {
+    guard case .tensor(let type) = type(of: value), let rank = type.rank else {
+      throw ApusError(.notYetSupported, "an operand's rank is not known before the model runs")
+    }
+    return rank
+  }
+
   /// The elements of a value that is a constant.
   package func constant(_ value: ValueID?) -> Tensor? {
     value.flatMap { importer.graph[$0].constant }

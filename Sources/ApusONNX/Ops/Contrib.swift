@@ -64,9 +64,33 @@ extension ONNXOperatorTable {
         isInterleaved: try node.attributes.flag("interleaved", false),
         turned: try node.attributes.int("rotary_embedding_dim", 0), heads: heads == 0 ? nil : heads)
       return try node.result(
-        op, [try node.operand(0), try node.operand(2), try node.operand(3), try node.operand(1)])
+        op, [try node.operand(0), try node.operand(2), try node.operand(3), try node.rotaryPlaces()])
     }
+    addContribAttention(domain)
+    addContribWeights(domain)
+    addContribLayouts(domain)
     addContribQuantization(domain)
+  }
+
+  /// Operators with channels last.
+  private mutating func addContribLayouts(_ domain: String) {
+    on("NhwcConv", since: 1, domain: domain) { (node) throws(ApusError) in
+      let x = try node.channelsFirst(try node.operand(0))
+      let w = try node.channelsFirst(try node.operand(1))
+      return [try node.channelsLast(try node.emit(try node.convolution(weights: w), [x, w, node.optional(2)]))]
+    }
+    on("NhwcMaxPool", since: 1, domain: domain) { (node) throws(ApusError) in
+      let x = try node.channelsFirst(try node.operand(0))
+      return [try node.channelsLast(try node.emit(MaxPool(try node.pooling()), [x]))]
+    }
+    on("QLinearAveragePool", since: 1, domain: domain) { (node) throws(ApusError) in
+      let isLast = try node.attributes.flag("channels_last", false)
+      let x = isLast ? try node.channelsFirst(try node.real(0)) : try node.real(0)
+      let op = AveragePool(
+        try node.pooling(), countIncludePad: try node.attributes.flag("count_include_pad", false))
+      let y = try node.emit(op, [x])
+      return try node.quantized(isLast ? try node.channelsLast(y) : y, scale: 3)
+    }
   }
 
   private mutating func addContribQuantization(_ domain: String) {
@@ -135,6 +159,18 @@ extension NodeImport {
   /// A sum with an operand that may be omitted.
   fileprivate func biased(_ x: ValueID, _ bias: ValueID?) throws(ApusError) -> ValueID {
     try bias.map { (bias) throws(ApusError) in try emit(Add(), [x, bias]) } ?? x
+  }
+
+  /// A value with its last axis moved behind the first.
+  fileprivate func channelsFirst(_ x: ValueID) throws(ApusError) -> ValueID {
+    let rank = try rank(of: x)
+    return try emit(Transpose(permutation: [0, rank - 1] + Array(1..<max(1, rank - 1))), [x])
+  }
+
+  /// A value with its second axis moved to the end.
+  fileprivate func channelsLast(_ x: ValueID) throws(ApusError) -> ValueID {
+    let rank = try rank(of: x)
+    return try emit(Transpose(permutation: [0] + Array(2..<max(2, rank)) + [1]), [x])
   }
 
   /// The named activation of a fused operator.

@@ -94,8 +94,12 @@ extension NodeImport {
 
   /// A convolution; the kernel's size is its weights'.
   func convolution(weights: Int = 1) throws(ApusError) -> Conv {
+    try convolution(weights: try operand(weights))
+  }
+
+  func convolution(weights: ValueID) throws(ApusError) -> Conv {
     let window = try window()
-    if !window.kernel.isEmpty, let dims = try tensorType(weights).dims {
+    if !window.kernel.isEmpty, case .tensor(let type) = type(of: weights), let dims = type.dims {
       let sizes = dims.dropFirst(2).map(\.value)
       guard sizes.count == window.kernel.count,
         zip(sizes, window.kernel).allSatisfy({ $0 == nil || $0 == $1 })
@@ -110,7 +114,7 @@ extension NodeImport {
   }
 
   /// The attributes of a pooling operator.
-  fileprivate func pooling() throws(ApusError) -> PoolAttributes {
+  func pooling() throws(ApusError) -> PoolAttributes {
     let window = try window()
     guard !window.kernel.isEmpty else {
       throw ApusError(.invalidAttribute, "attribute 'kernel_shape' is missing")

@@ -15,22 +15,35 @@ extension ONNXOperatorTable {
     }
     op("Det", since: 11) { _ in Det() }
     on("Gemm", since: 7) { (node) throws(ApusError) in try node.gemm() }
-    on("FusedMatMul", since: 1, domain: "com.microsoft") { (node) throws(ApusError) in
-      for name in ["transBatchA", "transBatchB"] where try node.attributes.flag(name, false) {
-        throw ApusError(.notYetSupported, "attribute '\(name)' of FusedMatMul")
+    for name in ["FusedMatMul", "TransposeMatMul"] {
+      on(name, since: 1, domain: "com.microsoft") { (node) throws(ApusError) in
+        let alpha = try node.attributes.float("alpha", 1)
+        let a = try node.turned(0, batch: "transBatchA", matrix: "transA")
+        let b = try node.turned(1, batch: "transBatchB", matrix: "transB")
+        if alpha == 1 { return try node.result(MatMul(), [a, b]) }
+        let product = try node.emit(MatMul(), [a, b])
+        let type = try node.tensorType(0).dataType
+        return try node.result(Mul(), [product, try node.scalar(alpha, type)])
       }
-      let alpha = try node.attributes.float("alpha", 1)
-      let type = try node.tensorType(0).dataType
-      let a = try node.swapped(0, if: try node.attributes.flag("transA", false))
-      let b = try node.swapped(1, if: try node.attributes.flag("transB", false))
-      if alpha == 1 { return try node.result(MatMul(), [a, b]) }
-      let product = try node.emit(MatMul(), [a, b])
-      return try node.result(Mul(), [product, try node.scalar(alpha, type)])
     }
   }
 }
 
 extension NodeImport {
+  /// An operand whose first axis becomes the one before the last, and whose last two axes change places.
+  fileprivate func turned(_ index: Int, batch: String, matrix: String) throws(ApusError) -> ValueID {
+    let value = try operand(index)
+    let isBatchTurned = try attributes.flag(batch, false)
+    let isTurned = try attributes.flag(matrix, false)
+    guard isBatchTurned || isTurned else { return value }
+    let rank = try rank(index)
+    var order = Array(0..<rank)
+    guard rank >= 2 else { return value }
+    if isBatchTurned { order.insert(order.removeFirst(), at: rank - 2) }
+    if isTurned { order.swapAt(rank - 1, rank - 2) }
+    return try emit(Transpose(permutation: order), [value])
+  }
+
   /// `alpha * op(a) * op(b) + beta * c` as a product, scalings and a sum.
   ///
   /// - Parameter isResult: Whether it is the node's result and not on the way to it.
@@ -66,15 +79,5 @@ extension NodeImport {
   private func transposed(_ index: Int, if condition: Bool) throws(ApusError) -> ValueID {
     let value = try operand(index)
     return condition ? try emit(Transpose(permutation: [1, 0]), [value]) : value
-  }
-
-  /// Operand `index` with its last two axes swapped.
-  fileprivate func swapped(_ index: Int, if condition: Bool) throws(ApusError) -> ValueID {
-    let value = try operand(index)
-    guard condition else { return value }
-    let rank = try rank(index)
-    guard rank >= 2 else { throw ApusError(.typeMismatch, "operand \(index) is not a matrix") }
-    let axes = Array(0..<(rank - 2)) + [rank - 1, rank - 2]
-    return try emit(Transpose(permutation: axes), [value])
   }
 }

@@ -39,6 +39,8 @@ def i32(*values):
 
 X = real(2, 5, 16)
 W, B = (real(16, 48) * 0.3,), (real(48),)  # queries, keys and values side by side
+PAST = real(2, 1, 6, 16)
+PAST[1, :, 4:] = 0  # the second row's past is shorter, and what lies behind it means nothing
 TURN = (np.cos(np.arange(12)[:, None] * 0.7 ** np.arange(2)).astype(np.float32),)
 TURN8 = (np.cos(np.arange(12)[:, None] * 0.7 ** np.arange(8)).astype(np.float32),)
 COTURN8 = (np.sin(np.arange(12)[:, None] * 0.7 ** np.arange(8)).astype(np.float32),)
@@ -126,8 +128,8 @@ CASES = {
     "grouped_rotary": ("GroupQueryAttention", [real(2, 5, 32), real(2, 5, 16), real(2, 5, 16), None, None,
                                                i32(4, 4), np.int32(5), TURN8, COTURN8],
                        {"num_heads": 2, "kv_num_heads": 1, "do_rotary": 1}, 3),
-    "grouped_step": ("GroupQueryAttention", [real(2, 1, 32), real(2, 1, 16), real(2, 1, 16), real(2, 1, 6, 16),
-                                             real(2, 1, 6, 16), i32(6, 4), np.int32(7), TURN8, COTURN8],
+    "grouped_step": ("GroupQueryAttention", [real(2, 1, 32), real(2, 1, 16), real(2, 1, 16), PAST, PAST,
+                                             i32(6, 4), np.int32(7), TURN8, COTURN8],
                      {"num_heads": 2, "kv_num_heads": 1, "do_rotary": 1, "rotary_interleaved": 1}, 3),
     "grouped_packed": ("GroupQueryAttention", [real(2, 5, 32), None, None, None, None, i32(4, 4), np.int32(5)],
                        {"num_heads": 2, "kv_num_heads": 1, "local_window_size": 2, "softcap": 3.0}, 3),

@@ -24,6 +24,7 @@ enum CPUTactics {
       MatMulTactic(isa: isa, pool: pool),
       BatchedMatMulTactic(isa: isa, pool: pool),
       ConvTactic(isa: isa, pool: pool),
+      WinogradTactic(isa: isa, pool: pool),
       DepthwiseTactic(isa: isa, pool: pool),
       WindowPoolTactic(isa: isa, pool: pool),
       PointwiseTactic(isa: isa, pool: pool),

@@ -15,6 +15,9 @@ import ApusTensor
 /// Instructions that multiply several narrow elements at once want them side by side: with `interleave`
 /// n, n rows of a column follow each other before the next column. Each `segment` of rows (those of one
 /// place in a convolution's window) is then filled up with zeros to a multiple of n.
+///
+/// With `winograd` m, the dense tensor is `[3, 3, rows, columns]`, and what is stored are the
+/// `(m + 2)^2` matrices of its `WinogradWeights`.
 public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   /// The number of independent matrices.
   public var batch: Int
@@ -28,11 +31,15 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   public var interleave: Int
   /// Rows that are padded together; divides `rows`.
   public var segment: Int
+  /// The size of the results of Winograd's transform; 0 without one.
+  public var winograd: Int
 
   /// Creates a layout; without `segment`, all rows are one.
   public init(
-    batch: Int, rows: Int, columns: Int, width: Int, interleave: Int = 1, segment: Int? = nil
+    batch: Int, rows: Int, columns: Int, width: Int, interleave: Int = 1, segment: Int? = nil,
+    winograd: Int = 0
   ) {
+    self.winograd = winograd
     self.interleave = interleave
     // Without interleaving there is nothing to fill up, and equal orders are equal values.
     self.segment = interleave > 1 ? segment ?? rows : rows
@@ -40,6 +47,12 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
     self.rows = rows
     self.columns = columns
     self.width = width
+  }
+
+  /// The order of weights for results of `m` x `m`.
+  public init(winograd m: Int, rows: Int, columns: Int, width: Int) {
+    self.init(
+      batch: (m + 2) * (m + 2), rows: rows, columns: columns, width: width, winograd: m)
   }
 
   /// The number of panels of each matrix.
@@ -50,11 +63,15 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
     rows / max(1, segment) * ((segment + interleave - 1) / interleave * interleave)
   }
 
+  /// The number of elements of the dense tensor.
+  private var denseCount: Int { (winograd > 0 ? 9 : batch) * rows * columns }
+
   /// The number of stored elements.
   public var elementCount: Int { batch * panelCount * storedRows * width }
 
   public var description: String {
-    interleave == 1
+    if winograd > 0 { return "winograd[\(winograd), \(rows), \(columns), \(width)]" }
+    return interleave == 1
       ? "panels[\(batch), \(rows), \(columns), \(width)]"
       : "panels[\(batch), \(rows), \(columns), \(width), \(interleave), \(segment)]"
   }
@@ -63,9 +80,15 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   ///
   /// - Throws: `invalid-argument` when the tensor has another number of elements.
   public func pack(_ tensor: Tensor) throws(ApusError) -> Tensor {
-    guard tensor.count == batch * rows * columns, !tensor.dataType.isPacked else {
+    guard tensor.count == denseCount, !tensor.dataType.isPacked,
+      winograd == 0 || tensor.dataType == .float32
+    else {
       throw ApusError(.invalidArgument, "\(tensor.type) cannot be packed as \(self)")
     }
+    let tensor =
+      winograd == 0
+      ? tensor
+      : try WinogradWeights.transform(tensor, m: winograd, channels: rows, outputs: columns)
     let size = tensor.dataType.bitWidth / 8
     let packed = try Tensor(tensor.dataType, shape: [elementCount])
     walk(size) { dense, stored, count in
@@ -77,15 +100,21 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
 
   /// The dense row-major tensor of this shape from its packed elements.
   public func unpack(_ packed: Tensor, shape: [Int]) throws(ApusError) -> Tensor {
-    let dense = try Tensor(packed.dataType, shape: shape)
-    guard packed.count == elementCount, dense.count == batch * rows * columns else {
+    let result = try Tensor(packed.dataType, shape: shape)
+    guard packed.count == elementCount, result.count == denseCount,
+      winograd == 0 || packed.dataType == .float32
+    else {
       throw ApusError(.invalidArgument, "\(packed.type) is not packed as \(self)")
     }
+    let dense = winograd == 0 ? result : try Tensor(.float32, shape: [rows, batch, columns])
     walk(packed.dataType.bitWidth / 8) { denseOffset, stored, count in
       (dense.mutableBytes.baseAddress! + denseOffset).copyMemory(
         from: packed.bytes.baseAddress! + stored, byteCount: count)
     }
-    return dense
+    if winograd > 0 {
+      WinogradWeights.restore(dense, m: winograd, channels: rows, outputs: columns, into: result)
+    }
+    return result
   }
 
   /// Calls `body(denseByteOffset, storedByteOffset, byteCount)` for every run of a panel row.

@@ -108,6 +108,13 @@ public struct TextReader {
   }
 
   private mutating func readPacking() throws(ApusError) -> PackedLayout {
+    if lexer.take(word: "winograd") {
+      let sizes = try readInts()
+      guard sizes.count == 4, sizes.allSatisfy({ $0 > 0 && $0 < 1 << 31 }),
+        WinogradWeights.resultSizes.contains(sizes[0])
+      else { throw lexer.error("bad sizes of transformed weights \(sizes)") }
+      return PackedLayout(winograd: sizes[0], rows: sizes[1], columns: sizes[2], width: sizes[3])
+    }
     try lexer.expect(word: "panels")
     let sizes = try readInts()
     guard sizes.count == 4 || sizes.count == 6, sizes.allSatisfy({ $0 > 0 && $0 < 1 << 31 }) else {

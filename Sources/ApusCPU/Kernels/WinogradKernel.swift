@@ -1,0 +1,264 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusTensor
+import ApusX86
+
+/// Generated code that transforms one tile of pixels for all channels: `B^T d B` on the way in,
+/// `A^T x A` and the epilogue on the way out.
+package final class WinogradKernel: Sendable {
+  /// What a tile of pixels becomes.
+  struct Input: Hashable, Sendable {
+    /// Results are `m` x `m`, pixels and products `m + 2` times as many.
+    var m: Int
+    var channels: Int
+    /// Bytes from a pixel to the next.
+    var pixelStep: Int
+    /// The columns of the tile inside the input; the others are zeros.
+    var columns: Range<Int>
+    /// Bytes between the planes of the transformed tiles.
+    var planeStep: Int
+    var isa: ISA
+  }
+
+  /// What becomes of the products of a tile.
+  struct Output: Hashable, Sendable {
+    var m: Int
+    var channels: Int
+    /// The rows and columns of results that exist.
+    var rows: Int
+    var columns: Int
+    var planeStep: Int
+    /// Elements from one row of results to the next, and from one pixel to the next.
+    var rowStride: Int
+    var epilogue: ScalarExpr
+    var operands: [EpilogueOperand]
+    var operandTypes: [DataType]
+    var resultType: DataType
+    var isa: ISA
+  }
+
+  /// Words of the argument block of an output transform; an input transform has the transformed tile
+  /// first, then the addresses of the tile's rows.
+  enum Argument {
+    static let transformed = 0
+    static let rows = 1
+    static let output = 1
+    static let operands = 2
+  }
+
+  private let memory: ExecutableMemory
+  /// The entry point, taking the address of the argument block.
+  let code: @convention(c) (UnsafeMutablePointer<Int>) -> Void
+
+  init(_ shape: Input) throws(ApusError) {
+    memory = try ExecutableMemory(
+      WinogradGenerator(shape.isa, shape.channels, shape.m).generate(shape),
+      name: "winograd\(shape.m) input \(shape.isa.rawValue)")
+    code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
+  }
+
+  init(_ shape: Output) throws(ApusError) {
+    memory = try ExecutableMemory(
+      WinogradGenerator(shape.isa, shape.channels, shape.m).generate(shape),
+      name: "winograd\(shape.m) output \(shape.isa.rawValue)")
+    code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
+  }
+}
+
+/// Writes a transform: a loop over vectors of channels, each going over the columns of its tile into
+/// memory of its own, then over the rows out of it.
+private struct WinogradGenerator {
+  let a = Assembler()
+  let isa: ISA
+  let width: VectorWidth
+  let channels: Int
+  let m: Int
+  let size: Int
+  let tail: TailMask
+  let registers: [Vec]
+
+  init(_ isa: ISA, _ channels: Int, _ m: Int) {
+    self.isa = isa
+    self.channels = channels
+    self.m = m
+    size = m + 2
+    width = isa.width
+    let width = isa.width
+    var all = (0..<isa.registerCount).map { Vec($0, width) }
+    tail = isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast())
+    registers = all
+  }
+
+  private func argument(_ index: Int) -> Address { Address(.rdi, 8 * index) }
+
+  /// Where the first side's result for row i and column j waits for the second side.
+  private func between(_ row: Int, _ column: Int) -> Address {
+    Address(.rsp, (row * size + column) * width.bytes)
+  }
+
+  /// Puts the program's factors into registers.
+  private func load(_ factors: [Float], _ pool: inout [Vec]) -> [Float: Vec] {
+    var result: [Float: Vec] = [:]
+    for factor in factors {
+      let register = pool.removeLast()
+      a.vbroadcastss(register, a.constant(words: [factor.bitPattern]))
+      result[factor] = register
+    }
+    return result
+  }
+
+  /// A loop over whole vectors of channels, then the channels left over. The counter is rsi.
+  private func overChannels(
+    advance: () -> Void, _ body: (TailMask?) throws(ApusError) -> Void
+  ) throws(ApusError) {
+    let whole = channels / isa.lanes
+    if whole > 0 {
+      a.mov(.rsi, whole)
+      let loop = a.here()
+      try body(nil)
+      advance()
+      a.dec(.rsi)
+      a.j(.notEqual, loop)
+    }
+    if channels % isa.lanes != 0 {
+      a.prepareTail(tail, count: channels % isa.lanes, scratch: .rsi)
+      try body(tail)
+    }
+  }
+
+  private func enter(_ saved: [R64]) {
+    for register in saved { a.push(register) }
+    a.mov(.rbp, .rsp)
+    a.sub(.rsp, size * size * width.bytes)
+    a.and(.rsp, -64)
+  }
+
+  private func leave(_ saved: [R64]) throws(ApusError) -> [UInt8] {
+    a.mov(.rsp, .rbp)
+    for register in saved.reversed() { a.pop(register) }
+    a.vzeroupper()
+    a.ret()
+    return try a.finish()
+  }
+
+  func generate(_ shape: WinogradKernel.Input) throws(ApusError) -> [UInt8] {
+    let rows = Array([R64.rax, .rdx, .rcx, .r8, .r9, .r10].prefix(size))
+    enter([.rbp])
+    a.mov(.r11, argument(WinogradKernel.Argument.transformed))
+    for (index, row) in rows.enumerated() {
+      a.mov(row, argument(WinogradKernel.Argument.rows + index))
+    }
+    let program = LinearProgram.input(m)
+    var pool = registers
+    let factors = load(program.factors, &pool)
+    let inputs = Array(pool.prefix(size))
+    let free = Array(pool.dropFirst(size))
+    try overChannels {
+      for row in rows { a.add(row, width.bytes) }
+      a.add(.r11, width.bytes)
+    } _: { (tail) throws(ApusError) in
+      for column in 0..<size {
+        guard shape.columns.contains(column) else {
+          a.vxorps(inputs[0], inputs[0], inputs[0])
+          for row in 0..<size { a.vmovups(between(row, column), inputs[0]) }
+          continue
+        }
+        for row in 0..<size {
+          a.loadTail(inputs[row], Address(rows[row], column * shape.pixelStep), tail)
+        }
+        program.emit(a, inputs: inputs, free: free, factors: factors) { row, value in
+          a.vmovups(between(row, column), value)
+          return false
+        }
+      }
+      for row in 0..<size {
+        for column in 0..<size { a.vmovups(inputs[column], between(row, column)) }
+        program.emit(a, inputs: inputs, free: free, factors: factors) { column, value in
+          a.storeTail(Address(.r11, (row * size + column) * shape.planeStep), value, tail)
+          return false
+        }
+      }
+    }
+    return try leave([.rbp])
+  }
+
+  func generate(_ shape: WinogradKernel.Output) throws(ApusError) -> [UInt8] {
+    let operandRegisters: [R64] = [.r8, .r9, .r10, .r11, .rdx, .rbx]
+    guard shape.operands.count <= operandRegisters.count,
+      shape.epilogue.inputCount <= shape.operands.count + 1
+    else { throw ApusError(.notYetSupported, "an epilogue of \(shape.operands.count) operands") }
+    enter([.rbx, .rbp])
+    a.mov(.rax, argument(WinogradKernel.Argument.transformed))
+    a.mov(.rcx, argument(WinogradKernel.Argument.output))
+    for index in shape.operands.indices {
+      a.mov(operandRegisters[index], argument(WinogradKernel.Argument.operands + index))
+    }
+    let down = LinearProgram.output(m).limited(to: shape.rows)
+    let across = LinearProgram.output(m).limited(to: shape.columns)
+    var pool = registers
+    let factors = load(down.factors, &pool)
+    let inputs = Array(pool.prefix(size))
+    let free = Array(pool.dropFirst(size))
+    let types = [DataType.float32] + shape.operandTypes
+    let resultBytes = ElementAccess.byteCount(shape.resultType)
+    try overChannels {
+      a.add(.rax, width.bytes)
+      a.add(.rcx, isa.lanes * resultBytes)
+      for (index, kind) in shape.operands.enumerated() where kind != .scalar {
+        a.add(operandRegisters[index], isa.lanes * ElementAccess.byteCount(shape.operandTypes[index]))
+      }
+    } _: { (tail) throws(ApusError) in
+      for column in 0..<size {
+        for row in 0..<size {
+          a.loadTail(
+            inputs[row], Address(.rax, (row * size + column) * shape.planeStep), tail)
+        }
+        down.emit(a, inputs: inputs, free: free, factors: factors) { row, value in
+          a.vmovups(between(row, column), value)
+          return false
+        }
+      }
+      for row in 0..<shape.rows {
+        for column in 0..<size { a.vmovups(inputs[column], between(row, column)) }
+        var results: [Int: Vec] = [:]
+        across.emit(a, inputs: inputs, free: free, factors: factors) { column, value in
+          results[column] = value
+          return true
+        }
+        let rest = pool.filter { !results.values.contains($0) }
+        for column in 0..<shape.columns {
+          guard let sum = results[column] else { continue }
+          let element = row * shape.rowStride + column * channels
+          let emitter = ExpressionEmitter(a, isa: isa, free: rest, tail: tail, types: types) { input in
+            if input == 0 { return .register(sum) }
+            let address = Address(operandRegisters[input - 1])
+            let place: Address
+            switch shape.operands[input - 1] {
+            case .scalar: return .element(address)
+            case .perColumn: place = address
+            case .full: place = address.offset(element * ElementAccess.byteCount(types[input]))
+            }
+            return tail == nil ? .memory(place) : .tail(place)
+          }
+          a.storeElements(
+            Address(.rcx, element * resultBytes),
+            try emitter.emit(shape.epilogue, as: shape.resultType), shape.resultType, tail)
+        }
+      }
+    }
+    return try leave([.rbx, .rbp])
+  }
+
+  /// Registers that an epilogue may use beside the results of a row.
+  static func freeRegisters(_ isa: ISA, m: Int) -> Int {
+    isa.registerCount - (isa == .avx512 ? 0 : 1) - LinearProgram.output(m).factors.count - m
+  }
+}
+
+extension WinogradKernel {
+  /// Registers that an epilogue may use.
+  static func epilogueRegisters(_ isa: ISA, m: Int) -> Int { WinogradGenerator.freeRegisters(isa, m: m) }
+}

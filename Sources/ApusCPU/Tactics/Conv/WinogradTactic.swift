@@ -1,0 +1,108 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+
+/// A 3x3 convolution by Winograd's minimal filtering: fewer multiplications for more memory traffic
+/// and larger weights.
+struct WinogradTactic: Tactic {
+  let name = "cpu.conv.f32.winograd"
+  let source = "jit"
+  let isa: ISA
+  let pool: ThreadPool
+
+  func support(_ problem: Problem) -> Support {
+    switch ConvProblem.read(problem) {
+    case .failure(let refusal): return .no(because: refusal.reason)
+    case .success(let conv):
+      guard conv.types.kind == .float32 else { return .no(because: "not float32") }
+      guard WinogradPlan.takes(conv.shape) else {
+        return .no(because: "not 3x3 with steps of one and eight channels or more")
+      }
+      let needed = try? ExpressionEmitter.registersNeeded(
+        conv.anchored.epilogue, isa: isa, types: [.float32] + conv.types.operands,
+        result: conv.types.result)
+      guard let needed, needed <= WinogradKernel.epilogueRegisters(isa, m: 4) else {
+        return .no(because: "the epilogue needs too many registers")
+      }
+      return .yes
+    }
+  }
+
+  func configurations(_ problem: Problem) -> [TacticConfiguration] {
+    guard case .success(let conv) = ConvProblem.read(problem) else { return [] }
+    var result: [TacticConfiguration] = []
+    for m in [4, 2] {
+      let tile = Self.tile(conv.shape, m: m, isa: isa)
+      for kilobytes in [640, 4096] {
+        result.append(["m": m, "mr": tile.rows, "nv": tile.vectors, "kb": kilobytes])
+      }
+    }
+    return result
+  }
+
+  private static func tile(_ shape: ConvShape, m: Int, isa: ISA) -> GemmTile {
+    GemmTile.choose(
+      run: tileCount(shape, m: m), n: shape.outChannels, stride: shape.inChannels + 16, isa: isa)
+  }
+
+  private static func tileCount(_ shape: ConvShape, m: Int) -> Int {
+    shape.batch * ((shape.outHeight + m - 1) / m) * ((shape.outWidth + m - 1) / m)
+  }
+
+  func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
+    guard case .success(let conv) = ConvProblem.read(problem) else { return [:] }
+    return [
+      1: PackedLayout(
+        winograd: configuration["m"] ?? 4, rows: conv.shape.inChannels,
+        columns: conv.shape.outChannels, width: GemmTile(configuration).columns(isa))
+    ]
+  }
+
+  func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
+    guard case .success(let conv) = ConvProblem.read(problem) else { return .infinity }
+    let shape = conv.shape
+    let m = configuration["m"] ?? 4
+    let places = Double((m + 2) * (m + 2))
+    let tiles = Self.tileCount(shape, m: m)
+    let products = GemmEstimate.seconds(
+      rows: tiles, columns: shape.outChannels, depth: shape.inChannels, stride: shape.inChannels + 16,
+      tile: GemmTile(configuration), isa: isa)
+    let elements = places * Double(tiles) * Double(shape.inChannels + shape.outChannels)
+    // Written and read again, and what the transforms themselves take; then the weights.
+    let weights = places * Double(shape.inChannels * shape.outChannels)
+    return places * products * 1.1 + elements * 0.25e-9 + weights * 0.1e-9
+      + (configuration["kb"] == 640 ? 0 : 1e-9)
+  }
+
+  func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
+    -> any Kernel
+  {
+    guard case .success(let conv) = ConvProblem.read(problem) else {
+      throw ApusError(.internalError, "not a convolution")
+    }
+    let plan = try WinogradPlan(
+      conv.shape, m: configuration["m"] ?? 4, tile: GemmTile(configuration),
+      blockBytes: (configuration["kb"] ?? 640) * 1024, isa: isa, epilogue: conv.anchored.epilogue,
+      operands: conv.anchored.extras, types: conv.types)
+    return WinogradTacticKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
+  }
+}
+
+private struct WinogradTacticKernel: Kernel {
+  let plan: WinogradPlan
+  let argumentCount: Int
+  let pool: ThreadPool
+  var workspaceByteCount: Int { plan.workspaceByteCount }
+
+  func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
+    throws(ApusError)
+  {
+    plan.run(
+      input: arguments[0].pointer, packedWeights: arguments[1].pointer,
+      output: arguments[argumentCount].mutablePointer, operands: arguments.pointers(from: 2),
+      workspace: arguments[argumentCount + 1].mutablePointer, pool: pool)
+  }
+}

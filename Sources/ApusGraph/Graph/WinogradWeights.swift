@@ -1,0 +1,92 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusTensor
+
+/// The weights of a 3x3 convolution in the form that Winograd's minimal filtering multiplies
+/// (A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015):
+/// `U = G g G^T` for every pair of channels, `(m + 2)^2` numbers that serve `m x m` results.
+public enum WinogradWeights {
+  /// The sizes of results for which there are transforms.
+  public static let resultSizes = [2, 4]
+
+  /// `G`, and a left inverse of it, for results of `m` x `m`.
+  static func matrices(_ m: Int) -> (g: [[Double]], inverse: [[Double]]) {
+    if m == 2 {
+      return (
+        [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]],
+        [[1, 0, 0, 0], [0, 1, -1, 0], [0, 0, 0, 1]]
+      )
+    }
+    return (
+      [
+        [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
+      ],
+      [[4, 0, 0, 0, 0, 0], [0, -3, 3, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
+    )
+  }
+
+  /// How far apart elements lie along the places of a matrix, and from one channel to the next.
+  private struct Strides {
+    var place: Int
+    var channel: Int
+  }
+
+  /// `[3, 3, C, O]` weights as `[C, (m + 2)^2, O]`.
+  static func transform(_ weights: Tensor, m: Int, channels: Int, outputs: Int) throws(ApusError)
+    -> Tensor
+  {
+    let places = (m + 2) * (m + 2)
+    let result = try Tensor(.float32, shape: [channels, places, outputs])
+    apply(
+      matrices(m).g, weights, Strides(place: channels * outputs, channel: outputs), result,
+      Strides(place: outputs, channel: places * outputs), channels, outputs)
+    return result
+  }
+
+  /// The `[3, 3, C, O]` weights that `[C, (m + 2)^2, O]` came from, up to rounding.
+  static func restore(_ transformed: Tensor, m: Int, channels: Int, outputs: Int, into dense: Tensor) {
+    let places = (m + 2) * (m + 2)
+    apply(
+      matrices(m).inverse, transformed, Strides(place: outputs, channel: places * outputs), dense,
+      Strides(place: channels * outputs, channel: outputs), channels, outputs)
+  }
+
+  /// `R x R^T` for the square matrix x of every pair of channels.
+  private static func apply(
+    _ matrix: [[Double]], _ source: Tensor, _ from: Strides, _ target: Tensor, _ to: Strides,
+    _ channels: Int, _ outputs: Int
+  ) {
+    let (rows, inner) = (matrix.count, matrix.first?.count ?? 0)
+    let flat = matrix.flatMap { $0 }
+    let source = source.bytes.assumingMemoryBound(to: Float.self)
+    let target = target.mutableBytes.assumingMemoryBound(to: Float.self)
+    withUnsafeTemporaryAllocation(of: Double.self, capacity: rows * inner) { half in
+      for channel in 0..<channels {
+        for output in 0..<outputs {
+          let start = channel * from.channel + output
+          for row in 0..<rows {
+            for column in 0..<inner {
+              var sum = 0.0
+              for k in 0..<inner {
+                sum += flat[row * inner + k]
+                  * Double(source[start + (k * inner + column) * from.place])
+              }
+              half[row * inner + column] = sum
+            }
+          }
+          let end = channel * to.channel + output
+          for row in 0..<rows {
+            for column in 0..<rows {
+              var sum = 0.0
+              for k in 0..<inner { sum += half[row * inner + k] * flat[column * inner + k] }
+              target[end + (row * rows + column) * to.place] = Float(sum)
+            }
+          }
+        }
+      }
+    }
+  }
+}

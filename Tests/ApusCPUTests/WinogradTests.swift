@@ -3,6 +3,8 @@
 
 import ApusBase
 import ApusGraph
+import ApusKernel
+import ApusOps
 import ApusTensor
 import Testing
 
@@ -56,6 +58,31 @@ import ApusCPU
           let k = Double(9 * s.inChannels).squareRoot()
           #expect(worst < (m == 2 ? 5e-6 : 1e-5) * (1 + k), "\(isa) m \(m) \(s)")
         }
+      }
+    }
+  }
+
+  /// An engine for several sizes packs its weights once.
+  @Test func weightsOfOneSizeServeAnother() throws {
+    let selector = TacticSelector(try CPUBackend.shared(threadCount: 1))
+    func problem(_ batch: Int, _ side: Int, packing: PackedLayout?) -> Problem {
+      Problem(
+        op: Conv(strides: [1, 1], pads: [1, 1, 1, 1], channelsLast: true),
+        inputs: [
+          .init(dataType: .float32, shape: [batch, side, side, 48], constant: nil),
+          .init(dataType: .float32, shape: [3, 3, 48, 192], constant: nil, packing: packing),
+        ],
+        outputs: [.init(dataType: .float32, shape: [batch, side, side, 192], constant: nil)])
+    }
+    let one = problem(1, 13, packing: nil)
+    let layouts = Set(
+      selector.candidates(one).choices.compactMap {
+        $0.tactic.packing(one, $0.configuration)[1]
+      })
+    for layout in layouts {
+      for (batch, side) in [(1, 1), (1, 13), (4, 13), (64, 56)] {
+        let other = problem(batch, side, packing: layout)
+        #expect(!selector.candidates(other).choices.isEmpty, "\(layout) \(batch) \(side)")
       }
     }
   }

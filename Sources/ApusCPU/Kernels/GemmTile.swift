@@ -58,9 +58,10 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
     return 7 * (1024 / step)
   }
 
-  /// The most efficient tile of the candidates, its rows limited by the cache.
+  /// The most efficient tile of the candidates, its rows limited by the cache; with a `width`, of
+  /// those that read panels of so many columns.
   package static func choose(
-    run: Int, n: Int, stride: Int, isa: ISA, kind: ProductKind = .float32
+    run: Int, n: Int, stride: Int, isa: ISA, kind: ProductKind = .float32, width: Int? = nil
   ) -> GemmTile {
     let used = (n + isa.lanes - 1) / isa.lanes
     var best = GemmTile(rows: 1, vectors: 1)
@@ -68,6 +69,7 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
     for candidate in candidates(isa, kind) {
       let tile = GemmTile(
         rows: min(candidate.rows, rowLimit(stride: stride)), vectors: min(used, candidate.vectors))
+      if let width, tile.columns(isa) != width { continue }
       let score = tile.efficiency(run: run, n: n, stride: stride, isa: isa)
       if score > bestScore { (bestScore, best) = (score, tile) }
     }

@@ -33,9 +33,11 @@ struct WinogradTactic: Tactic {
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
     guard case .success(let conv) = ConvProblem.read(problem) else { return [] }
+    // Weights packed for other sizes of the same model are read as they are.
+    let stored = problem.inputs[1]?.packing
     var result: [TacticConfiguration] = []
     for m in [4, 2] {
-      let tile = Self.tile(conv.shape, m: m, isa: isa)
+      let tile = Self.tile(conv.shape, m: m, width: stored?.width, isa: isa)
       for kilobytes in [640, 4096] {
         result.append(["m": m, "mr": tile.rows, "nv": tile.vectors, "kb": kilobytes])
       }
@@ -43,9 +45,10 @@ struct WinogradTactic: Tactic {
     return result
   }
 
-  private static func tile(_ shape: ConvShape, m: Int, isa: ISA) -> GemmTile {
+  private static func tile(_ shape: ConvShape, m: Int, width: Int?, isa: ISA) -> GemmTile {
     GemmTile.choose(
-      run: tileCount(shape, m: m), n: shape.outChannels, stride: shape.inChannels + 16, isa: isa)
+      run: tileCount(shape, m: m), n: shape.outChannels, stride: shape.inChannels + 16, isa: isa,
+      width: width)
   }
 
   private static func tileCount(_ shape: ConvShape, m: Int) -> Int {

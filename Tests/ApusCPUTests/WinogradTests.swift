@@ -93,7 +93,7 @@ import ApusCPU
     let weights = try Tensor(values, .float32, shape: [3, 3, 5, 7])
     for m in [2, 4] {
       let layout = PackedLayout(winograd: m, rows: 5, columns: 7, width: 16)
-      let back = try layout.unpack(try layout.pack(weights), shape: [3, 3, 5, 7]).doubles()
+      let back = try layout.unpack(try layout.pack(weights), .float32, shape: [3, 3, 5, 7]).doubles()
       for (got, want) in zip(back, weights.doubles()) { #expect(abs(got - want) < 1e-6) }
     }
   }

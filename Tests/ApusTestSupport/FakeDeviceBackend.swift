@@ -13,15 +13,19 @@ import Synchronization
 /// runs later, on another thread, when the stream is synchronised. Code above the backend seam that
 /// assumed host memory or immediate execution fails on it.
 public final class FakeDeviceBackend: Backend {
-  public let traits = DeviceTraits(
-    kind: "fake", name: "fake asynchronous device", fingerprint: "fake/1", isa: "none",
-    threadCount: 1, sharesHostMemory: false)
+  public let traits: DeviceTraits
   public let tactics: [any Tactic]
   let memory = FakeMemory()
   /// The number of kernels launched so far.
   public var launchCount: Int { memory.launches.withLock { $0 } }
 
-  public init() { tactics = [FakeReferenceTactic(memory: memory)] }
+  /// A device that multiplies these types fast.
+  public init(fastTypes: Set<DataType> = [.float32]) {
+    traits = DeviceTraits(
+      kind: "fake", name: "fake asynchronous device", fingerprint: "fake/1", isa: "none",
+      threadCount: 1, sharesHostMemory: false, fastTypes: fastTypes)
+    tactics = [FakeReferenceTactic(memory: memory)]
+  }
 
   public func allocate(byteCount: Int) throws(ApusError) -> DeviceMemory {
     try memory.allocate(byteCount)

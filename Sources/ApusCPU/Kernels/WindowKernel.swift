@@ -44,6 +44,8 @@ package final class WindowKernel: Sendable {
     package var resultType: DataType
     /// The element type of the input; integers are only compared.
     package var inputType: DataType
+    /// The element type of the weights.
+    package var weightType: DataType
     package var isa: ISA
   }
 
@@ -131,7 +133,7 @@ private struct WindowGenerator {
   private func advance(_ vectors: Int) {
     let lanes = vectors * isa.lanes
     a.add(.rax, lanes * ElementAccess.byteCount(shape.inputType))
-    a.add(.rdx, lanes * 4)
+    a.add(.rdx, lanes * ElementAccess.byteCount(shape.weightType))
     a.add(.rcx, lanes * ElementAccess.byteCount(shape.resultType))
     for (index, kind) in shape.operands.enumerated() where kind != .scalar {
       a.add(operandRegisters[index], lanes * ElementAccess.byteCount(shape.operandTypes[index]))
@@ -181,7 +183,7 @@ private struct WindowGenerator {
       for vector in 0..<vectors {
         let sum = sums[pixel * vectors + vector]
         let element = pixel * shape.channels + vector * isa.lanes
-        let types = [shape.inputType] + shape.operandTypes
+        let types = [shape.inputType.isInteger ? shape.inputType : .float32] + shape.operandTypes
         let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail, types: types) { input in
           if input == 0 { return .register(sum) }
           let bytes = ElementAccess.byteCount(types[input])
@@ -209,8 +211,9 @@ private struct WindowGenerator {
     let spare = Array(free.dropFirst(vectors))
     if shape.operation == .multiply {
       for (vector, factor) in factors.enumerated() {
-        let place = Address(.rbp, column * shape.channels * 4 + vector * width.bytes)
-        a.loadTail(factor, place, tail)
+        let element = column * shape.channels + vector * isa.lanes
+        let place = Address(.rbp, element * ElementAccess.byteCount(shape.weightType))
+        a.loadElements(factor, place, shape.weightType, tail)
       }
     }
     for pixel in 0..<shape.pixels {
@@ -226,18 +229,20 @@ private struct WindowGenerator {
           a.vpmaxsd(sum, sum, loaded)
           continue
         }
-        if tail != nil { a.loadTail(loaded, place, tail) }
+        // Whole vectors of single precision are read by the instruction that uses them.
+        let isDirect = tail == nil && shape.inputType == .float32
+        if !isDirect { a.loadElements(loaded, place, shape.inputType, tail) }
         switch shape.operation {
         case .multiply:
-          if tail == nil {
+          if isDirect {
             a.vfmadd231ps(sum, factors[vector], place)
           } else {
             a.vfmadd231ps(sum, factors[vector], loaded)
           }
         case .sum:
-          if tail == nil { a.vaddps(sum, sum, place) } else { a.vaddps(sum, sum, loaded) }
+          if isDirect { a.vaddps(sum, sum, place) } else { a.vaddps(sum, sum, loaded) }
         case .maximum:
-          if tail == nil { a.vmovups(loaded, place) }
+          if isDirect { a.vmovups(loaded, place) }
           maximum(sum, loaded, factors[0])
         }
       }

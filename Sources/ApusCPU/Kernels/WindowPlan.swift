@@ -34,6 +34,7 @@ package final class WindowPlan: Sendable {
   private let kernels: [WindowKernel]
   private let rowsPerTask: Int
   private let inputBytes: Int
+  private let weightBytes: Int
   private let resultBytes: Int
   private let operandBytes: [Int]
 
@@ -52,9 +53,8 @@ package final class WindowPlan: Sendable {
     operands: [EpilogueOperand] = [], types: ProductTypes = ProductTypes(),
     inputType: DataType = .float32
   ) throws(ApusError) {
-    guard isa != .portable, shape.isValid, types.kind == .float32,
-      inputType == .float32
-        || mode == .maximum && inputType.isInteger && ElementAccess.supports(inputType, isa),
+    guard isa != .portable, shape.isValid, types.kind != .int8,
+      ElementAccess.supports(inputType, isa), mode == .maximum || inputType.isFloat,
       shape.outChannels == shape.inChannels else {
       throw ApusError(.notYetSupported, "these windows have no generated kernel")
     }
@@ -70,6 +70,8 @@ package final class WindowPlan: Sendable {
     self.operands = operands
     let types = types.filled(operands.count)
     inputBytes = ElementAccess.byteCount(inputType)
+    let weightType: DataType = types.kind == .bfloat16 ? .bfloat16 : .float32
+    weightBytes = ElementAccess.byteCount(weightType)
     resultBytes = ElementAccess.byteCount(types.result)
     operandBytes = types.operands.map(ElementAccess.byteCount)
     // Pixels side by side as far as accumulators, products and the epilogue's registers allow.
@@ -85,10 +87,11 @@ package final class WindowPlan: Sendable {
           pixels: size, vectors: min(width, vectors), columns: columns.count,
           channels: shape.inChannels, pixelStep: shape.strideWidth * shape.inChannels * inputBytes,
           columnStep: shape.dilationWidth * shape.inChannels * inputBytes,
-          weightRowStep: shape.kernelWidth * shape.inChannels * 4,
+          weightRowStep: shape.kernelWidth * shape.inChannels * weightBytes,
           rowStep: shape.dilationHeight * shape.inWidth * shape.inChannels * inputBytes,
           operation: operation, epilogue: epilogue, operands: operands,
-          operandTypes: types.operands, resultType: types.result, inputType: inputType, isa: isa)
+          operandTypes: types.operands, resultType: types.result, inputType: inputType,
+          weightType: weightType, isa: isa)
         if known[window] == nil {
           known[window] = kernels.count
           kernels.append(try WindowKernel(window))
@@ -167,7 +170,7 @@ package final class WindowPlan: Sendable {
             Int(bitPattern: addresses.input) + (line + left) * pixel
           arguments[WindowKernel.Argument.weights] =
             (addresses.weights.map { Int(bitPattern: $0) } ?? 0)
-            + (rows.lowerBound * s.kernelWidth + run.columns.lowerBound) * s.inChannels * 4
+            + (rows.lowerBound * s.kernelWidth + run.columns.lowerBound) * s.inChannels * weightBytes
           arguments[WindowKernel.Argument.output] = Int(bitPattern: addresses.output) + place * resultBytes
           arguments[WindowKernel.Argument.rows] = run.columns.isEmpty ? 0 : rows.count
           arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns.count)

@@ -20,6 +20,9 @@ package final class WinogradKernel: Sendable {
     var columns: Range<Int>
     /// Bytes between the planes of the transformed tiles.
     var planeStep: Int
+    /// The element type of the pixels, and of the transformed tiles.
+    var inputType: DataType
+    var transformedType: DataType
     var isa: ISA
   }
 
@@ -157,8 +160,8 @@ private struct WinogradGenerator {
     let inputs = Array(pool.prefix(size))
     let free = Array(pool.dropFirst(size))
     try overChannels {
-      for row in rows { a.add(row, width.bytes) }
-      a.add(.r11, width.bytes)
+      for row in rows { a.add(row, isa.lanes * ElementAccess.byteCount(shape.inputType)) }
+      a.add(.r11, isa.lanes * ElementAccess.byteCount(shape.transformedType))
     } _: { (tail) throws(ApusError) in
       for column in 0..<size {
         guard shape.columns.contains(column) else {
@@ -167,7 +170,8 @@ private struct WinogradGenerator {
           continue
         }
         for row in 0..<size {
-          a.loadTail(inputs[row], Address(rows[row], column * shape.pixelStep), tail)
+          let place = Address(rows[row], column * shape.pixelStep)
+          a.loadElements(inputs[row], place, shape.inputType, tail)
         }
         program.emit(a, inputs: inputs, free: free, factors: factors) { row, value in
           a.vmovups(between(row, column), value)
@@ -177,7 +181,8 @@ private struct WinogradGenerator {
       for row in 0..<size {
         for column in 0..<size { a.vmovups(inputs[column], between(row, column)) }
         program.emit(a, inputs: inputs, free: free, factors: factors) { column, value in
-          a.storeTail(Address(.r11, (row * size + column) * shape.planeStep), value, tail)
+          let place = Address(.r11, (row * size + column) * shape.planeStep)
+          a.storeElements(place, value, shape.transformedType, tail)
           return false
         }
       }

@@ -9,6 +9,9 @@ import ApusTensor
 /// pixels are transformed, multiplied with transformed weights as `(m + 2)^2` matrix products, and
 /// transformed back. For `m` = 4 that is a quarter of the direct form's multiplications, for 2 a 2.25th.
 ///
+/// Numbers of type `bfloat16` are multiplied as such for `m` = 2; the larger transform would enlarge
+/// their rounding errors too much, so its matrices are in single precision.
+///
 /// The tiles are taken in blocks, so that what lies between the steps stays in cache.
 package final class WinogradPlan: Sendable {
   /// The order of the weights.
@@ -26,6 +29,7 @@ package final class WinogradPlan: Sendable {
   private let outputs: [WinogradKernel]
   /// Which of `inputs` each column of tiles takes.
   private let inputOfColumn: [Int]
+  private let inputBytes: Int
   private let inputRowBytes: Int
   private let inputPlaneBytes: Int
   private let outputPlaneBytes: Int
@@ -39,6 +43,11 @@ package final class WinogradPlan: Sendable {
     var first: Int
     var count: Int
     var product: Int
+  }
+
+  /// How the transformed tiles of a product are multiplied.
+  package static func products(_ kind: ProductKind, m: Int) -> ProductKind {
+    m == 2 ? kind : .float32
   }
 
   /// Whether a convolution has this form.
@@ -60,7 +69,9 @@ package final class WinogradPlan: Sendable {
     epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
     types: ProductTypes = ProductTypes()
   ) throws(ApusError) {
-    guard isa != .portable, Self.takes(shape), types.kind == .float32, m == 2 || m == 4 else {
+    guard isa != .portable, Self.takes(shape), types.kind != .int8, m == 2 || m == 4,
+      types.kind == .float32 || shape.inChannels % 2 == 0
+    else {
       throw ApusError(.notYetSupported, "this convolution has no Winograd form")
     }
     let types = types.filled(operands.count)
@@ -71,8 +82,13 @@ package final class WinogradPlan: Sendable {
     tilesWide = (shape.outWidth + m - 1) / m
     tilesHigh = (shape.outHeight + m - 1) / m
     let tiles = shape.batch * tilesWide * tilesHigh
+    let inputType: DataType = types.kind == .bfloat16 ? .bfloat16 : .float32
+    let product = Self.products(types.kind, m: m)
+    let transformedType: DataType = product == .bfloat16 ? .bfloat16 : .float32
+    inputBytes = ElementAccess.byteCount(inputType)
+    let pixelBytes = shape.inChannels * inputBytes
     // Rows a power of two apart would share few sets of the first-level cache.
-    let channelBytes = shape.inChannels * 4
+    let channelBytes = shape.inChannels * product.elementBytes
     let rowBytes = (channelBytes + 63) / 64 * 64 + (channelBytes % 1024 == 0 ? 64 : 0)
     inputRowBytes = rowBytes
     let perTile = places * (rowBytes + shape.outChannels * 4)
@@ -85,7 +101,8 @@ package final class WinogradPlan: Sendable {
     workspaceByteCount = places * (inputPlane + outputPlane)
     let width = tile.columns(isa)
     let packing = PackedLayout(
-      winograd: m, rows: shape.inChannels, columns: shape.outChannels, width: width)
+      winograd: m, rows: shape.inChannels, columns: shape.outChannels, width: width,
+      interleave: product.interleave)
     self.packing = packing
 
     var blocks: [Block] = []
@@ -98,7 +115,8 @@ package final class WinogradPlan: Sendable {
         products.append(
           try Self.product(
             count, shape, tile: tile, isa: isa, rowBytes: rowBytes, inputPlane: inputPlane,
-            outputPlane: outputPlane, weightPlane: packing.elementCount / places * 4, places: places))
+            outputPlane: outputPlane, places: places, kind: product,
+            weightPlane: packing.elementCount / places * product.elementBytes))
       }
       blocks.append(Block(first: first, count: count, product: known[count] ?? 0))
       first += count
@@ -118,8 +136,9 @@ package final class WinogradPlan: Sendable {
         inputs.append(
           try WinogradKernel(
             WinogradKernel.Input(
-              m: m, channels: shape.inChannels, pixelStep: channelBytes, columns: columns,
-              planeStep: inputPlane, isa: isa)))
+              m: m, channels: shape.inChannels, pixelStep: pixelBytes, columns: columns,
+              planeStep: inputPlane, inputType: inputType, transformedType: transformedType,
+              isa: isa)))
       }
       inputOfColumn.append(knownColumns[columns] ?? 0)
     }
@@ -145,7 +164,7 @@ package final class WinogradPlan: Sendable {
     resultBytes = ElementAccess.byteCount(types.result)
     operandKinds = operands
     operandBytes = types.operands.map(ElementAccess.byteCount)
-    zeros = ZeroRow(byteCount: size * channelBytes + 64)
+    zeros = ZeroRow(byteCount: size * pixelBytes + 64)
   }
 
   /// Planes an odd number of cache lines apart fall into different sets.
@@ -157,7 +176,7 @@ package final class WinogradPlan: Sendable {
   /// The products of a block of `count` tiles.
   private static func product(
     _ count: Int, _ shape: ConvShape, tile: GemmTile, isa: ISA, rowBytes: Int, inputPlane: Int,
-    outputPlane: Int, weightPlane: Int, places: Int
+    outputPlane: Int, places: Int, kind: ProductKind, weightPlane: Int
   ) throws(ApusError) -> TiledMultiply {
     var tiles: [TiledMultiply.Tile] = []
     var patterns: [[Int]] = []
@@ -172,12 +191,13 @@ package final class WinogradPlan: Sendable {
         TiledMultiply.Tile(offsetInA: row * rowBytes, row: row, pattern: known[size] ?? 0))
       row += size
     }
+    let words = shape.inChannels / kind.interleave
     return try TiledMultiply(
       TiledMultiply.Plan(
         isa: isa, tiles: tiles, patterns: patterns, offsets: [0],
-        blocks: [TiledMultiply.KBlock(first: 0, count: 1, k: shape.inChannels, start: 0)],
-        k: shape.inChannels, n: shape.outChannels, vectors: tile.vectors, ldb: nil,
-        ldc: shape.outChannels, epilogue: .input(0), operands: [], types: ProductTypes(),
+        blocks: [TiledMultiply.KBlock(first: 0, count: 1, k: words, start: 0)],
+        k: words, n: shape.outChannels, vectors: tile.vectors, ldb: nil,
+        ldc: shape.outChannels, epilogue: .input(0), operands: [], types: ProductTypes(kind),
         groups: (0..<places).map { place in
           TiledMultiply.Group(
             a: place * inputPlane, b: place * weightPlane, c: place * outputPlane / 4, column: 0)
@@ -228,7 +248,7 @@ package final class WinogradPlan: Sendable {
     _ tile: Int, _ input: UnsafeRawPointer, _ transformed: UnsafeMutableRawPointer
   ) {
     let (image, row, column) = place(tile)
-    let pixel = shape.inChannels * 4
+    let pixel = shape.inChannels * inputBytes
     let left = (column * m - shape.padLeft) * pixel
     let rowBytes = shape.inWidth * pixel
     let top = row * m - shape.padTop

@@ -59,11 +59,12 @@ struct PortableKernel: Kernel {
   {
     let shape = operand.packing.map { [$0.elementCount] } ?? operand.shape
     let count = try Tensor.checkedCount(shape)
+    let stored = operand.packing?.storedType(operand.dataType) ?? operand.dataType
     let bytes = UnsafeRawBufferPointer(
-      start: address.pointer, count: operand.dataType.byteCount(of: count) ?? 0)
+      start: address.pointer, count: stored.byteCount(of: count) ?? 0)
     let tensor = try Tensor(
-      operand.dataType, shape: shape, storage: TensorStorage(viewing: bytes, owner: nil))
+      stored, shape: shape, storage: TensorStorage(viewing: bytes, owner: nil))
     guard let packing = operand.packing else { return tensor }
-    return try packing.unpack(tensor, shape: operand.shape)
+    return try packing.unpack(tensor, operand.dataType, shape: operand.shape)
   }
 }

@@ -52,7 +52,7 @@ public struct Builder: Sendable {
     if !configuration.shapes.isEmpty || configuration.batch != nil {
       try TunedShapes(configuration).checkRanges(graph)
     }
-    var pipeline = Pipeline(backend.traits)
+    var pipeline = Pipeline(backend.traits, precision: configuration.precision)
     try pipeline.run(&graph, report: &report)
     let library = try tune(graph, types, backend, start, &report)
     let packing = Clock.seconds
@@ -73,7 +73,7 @@ public struct Builder: Sendable {
     var graph = network
     var report = BuildReport()
     let types = try TunedShapes(configuration).types(of: graph)
-    var pipeline = Pipeline(backend.traits)
+    var pipeline = Pipeline(backend.traits, precision: configuration.precision)
     try pipeline.run(&graph, report: &report)
     _ = try tune(graph, types, backend, Clock.seconds, &report)
     return report.tuned
@@ -83,6 +83,12 @@ public struct Builder: Sendable {
   private func checkPrecision(_ network: Graph) throws(ApusError) {
     let precision = configuration.precision
     if precision == .fp32 { return }
+    if precision == .bf16 {
+      if !(try backend().traits.fastTypes.contains(.bfloat16)) {
+        Log.warning("this device has no instructions for bf16: the engine computes in fp32")
+      }
+      return
+    }
     let isQuantized = network.nodes.contains { network[$0].op is DequantizeLinear }
     if precision == .int8 && isQuantized { return }
     throw ApusError(

@@ -45,7 +45,7 @@ final class KernelBench {
       }
       if let constant = input.constant {
         let dense = try input.packing.map { layout throws(ApusError) in
-          try layout.unpack(constant, shape: input.shape)
+          try layout.unpack(constant, input.dataType, shape: input.shape)
         }
         operands.append(dense ?? constant)
         memory.append(try library.memory(of: constant))

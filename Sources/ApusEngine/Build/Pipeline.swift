@@ -18,9 +18,12 @@ struct Pipeline {
     var rounds = 8
   }
 
-  /// The phases for a device: which types it multiplies fast decides how quantised networks are seen.
-  static func phases(for traits: DeviceTraits) -> [Phase] {
-    (traits.fastTypes.contains(.int8) ? quantized : []) + standard
+  /// The phases for a device: which types it multiplies fast decides how quantised networks are seen,
+  /// and whether others are rounded.
+  static func phases(for traits: DeviceTraits, _ precision: BuilderConfiguration.Precision) -> [Phase] {
+    let isNarrow = precision == .bf16 && traits.fastTypes.contains(.bfloat16)
+    return (traits.fastTypes.contains(.int8) ? quantized : []) + simplifying
+      + (isNarrow ? [narrowing] : []) + fusing
   }
 
   /// Quantised products become products of integers before their weights are folded into floats.
@@ -37,7 +40,7 @@ struct Pipeline {
     Phase(phase: .quantized, passes: [LowerQuantization(), RemoveDeadNodes()]),
   ]
 
-  private static let standard: [Phase] = [
+  private static let simplifying: [Phase] = [
     Phase(
       phase: .canonical,
       passes: [
@@ -56,6 +59,21 @@ struct Pipeline {
         FoldConstants(),
         RemoveDeadNodes(),
       ]),
+  ]
+
+  private static let narrowing = Phase(
+    phase: .narrowed,
+    passes: [
+      UseBFloat16(),
+      FoldConstants(),
+      PushRoundingUp(),
+      MergeCommonSubexpressions(),
+      ShareRoundedValues(),
+      RemoveDeadNodes(),
+      InferTypes(),
+    ])
+
+  private static let fusing: [Phase] = [
     Phase(
       phase: .channelsLast,
       passes: [
@@ -79,17 +97,19 @@ struct Pipeline {
   ]
 
   private var dumper = GraphDumper()
-  private let traits: DeviceTraits
+  private let phases: [Phase]
 
-  /// The phases for engines on this device.
-  init(_ traits: DeviceTraits) { self.traits = traits }
+  /// The phases for engines of this precision on this device.
+  init(_ traits: DeviceTraits, precision: BuilderConfiguration.Precision) {
+    phases = Self.phases(for: traits, precision)
+  }
 
   /// Runs every phase on the graph and on the bodies of its control-flow operators.
   mutating func run(_ graph: inout Graph, report: inout BuildReport) throws(ApusError) {
     let context = PassContext()
     report.importedNodeCount = graph.nodeCount
     try dumper.dump(graph, "imported")
-    for phase in Self.phases(for: traits) {
+    for phase in phases {
       let start = Clock.seconds
       try run(phase, &graph, context)
       report.phases.append((phase.phase.rawValue, Clock.seconds - start))

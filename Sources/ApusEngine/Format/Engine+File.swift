@@ -185,8 +185,8 @@ extension Engine {
       guard let shape = try packing.map({ p throws(ApusError) in [try checkedElements(p)] }) ?? type.shape else {
         throw EngineFile.damaged("constant \(index) has an open shape")
       }
-      return try Tensor(
-        type.dataType, shape: shape, storage: TensorStorage(viewing: part, owner: owner))
+      let stored = packing?.storedType(type.dataType) ?? type.dataType
+      return try Tensor(stored, shape: shape, storage: TensorStorage(viewing: part, owner: owner))
     }
   }
 

@@ -17,7 +17,7 @@ import ApusTensor
 /// place in a convolution's window) is then filled up with zeros to a multiple of n.
 ///
 /// With `winograd` m, the dense tensor is `[3, 3, rows, columns]`, and what is stored are the
-/// `(m + 2)^2` matrices of its `WinogradWeights`.
+/// `(m + 2)^2` matrices of its `WinogradWeights`, as `storedType`.
 public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   /// The number of independent matrices.
   public var batch: Int
@@ -50,9 +50,16 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   }
 
   /// The order of weights for results of `m` x `m`.
-  public init(winograd m: Int, rows: Int, columns: Int, width: Int) {
+  public init(winograd m: Int, rows: Int, columns: Int, width: Int, interleave: Int = 1) {
     self.init(
-      batch: (m + 2) * (m + 2), rows: rows, columns: columns, width: width, winograd: m)
+      batch: (m + 2) * (m + 2), rows: rows, columns: columns, width: width, interleave: interleave,
+      winograd: m)
+  }
+
+  /// The type of the stored elements of a tensor: transformed weights are multiplied in single
+  /// precision unless they are side by side for instructions on narrow ones.
+  public func storedType(_ type: DataType) -> DataType {
+    winograd > 0 && interleave == 1 ? .float32 : type
   }
 
   /// The number of panels of each matrix.
@@ -70,7 +77,10 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   public var elementCount: Int { batch * panelCount * storedRows * width }
 
   public var description: String {
-    if winograd > 0 { return "winograd[\(winograd), \(rows), \(columns), \(width)]" }
+    if winograd > 0 {
+      let side = interleave == 1 ? "" : ", \(interleave)"
+      return "winograd[\(winograd), \(rows), \(columns), \(width)\(side)]"
+    }
     return interleave == 1
       ? "panels[\(batch), \(rows), \(columns), \(width)]"
       : "panels[\(batch), \(rows), \(columns), \(width), \(interleave), \(segment)]"
@@ -81,14 +91,16 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   /// - Throws: `invalid-argument` when the tensor has another number of elements.
   public func pack(_ tensor: Tensor) throws(ApusError) -> Tensor {
     guard tensor.count == denseCount, !tensor.dataType.isPacked,
-      winograd == 0 || tensor.dataType == .float32
+      winograd == 0 || tensor.dataType == .float32 || tensor.dataType == .bfloat16
     else {
       throw ApusError(.invalidArgument, "\(tensor.type) cannot be packed as \(self)")
     }
     let tensor =
       winograd == 0
       ? tensor
-      : try WinogradWeights.transform(tensor, m: winograd, channels: rows, outputs: columns)
+      : try WinogradWeights.transform(
+        tensor.converted(to: .float32), m: winograd, channels: rows, outputs: columns
+      ).converted(to: storedType(tensor.dataType))
     let size = tensor.dataType.bitWidth / 8
     let packed = try Tensor(tensor.dataType, shape: [elementCount])
     walk(size) { dense, stored, count in
@@ -98,23 +110,24 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
     return packed
   }
 
-  /// The dense row-major tensor of this shape from its packed elements.
-  public func unpack(_ packed: Tensor, shape: [Int]) throws(ApusError) -> Tensor {
-    let result = try Tensor(packed.dataType, shape: shape)
+  /// The dense row-major tensor of this type and shape from its packed elements.
+  public func unpack(_ packed: Tensor, _ type: DataType, shape: [Int]) throws(ApusError) -> Tensor {
+    let result = try Tensor(winograd > 0 ? .float32 : type, shape: shape)
     guard packed.count == elementCount, result.count == denseCount,
-      winograd == 0 || packed.dataType == .float32
+      packed.dataType == storedType(type)
     else {
       throw ApusError(.invalidArgument, "\(packed.type) is not packed as \(self)")
     }
-    let dense = winograd == 0 ? result : try Tensor(.float32, shape: [rows, batch, columns])
+    let dense =
+      winograd == 0 ? result : try Tensor(packed.dataType, shape: [rows, batch, columns])
     walk(packed.dataType.bitWidth / 8) { denseOffset, stored, count in
       (dense.mutableBytes.baseAddress! + denseOffset).copyMemory(
         from: packed.bytes.baseAddress! + stored, byteCount: count)
     }
-    if winograd > 0 {
-      WinogradWeights.restore(dense, m: winograd, channels: rows, outputs: columns, into: result)
-    }
-    return result
+    guard winograd > 0 else { return result }
+    WinogradWeights.restore(
+      try dense.converted(to: .float32), m: winograd, channels: rows, outputs: columns, into: result)
+    return try result.converted(to: type)
   }
 
   /// Calls `body(denseByteOffset, storedByteOffset, byteCount)` for every run of a panel row.

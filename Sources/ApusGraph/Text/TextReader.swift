@@ -110,10 +110,12 @@ public struct TextReader {
   private mutating func readPacking() throws(ApusError) -> PackedLayout {
     if lexer.take(word: "winograd") {
       let sizes = try readInts()
-      guard sizes.count == 4, sizes.allSatisfy({ $0 > 0 && $0 < 1 << 31 }),
-        WinogradWeights.resultSizes.contains(sizes[0])
+      guard sizes.count == 4 || sizes.count == 5, sizes.allSatisfy({ $0 > 0 && $0 < 1 << 31 }),
+        WinogradWeights.resultSizes.contains(sizes[0]), sizes.count == 4 || sizes[4] <= 64
       else { throw lexer.error("bad sizes of transformed weights \(sizes)") }
-      return PackedLayout(winograd: sizes[0], rows: sizes[1], columns: sizes[2], width: sizes[3])
+      return PackedLayout(
+        winograd: sizes[0], rows: sizes[1], columns: sizes[2], width: sizes[3],
+        interleave: sizes.count == 5 ? sizes[4] : 1)
     }
     try lexer.expect(word: "panels")
     let sizes = try readInts()

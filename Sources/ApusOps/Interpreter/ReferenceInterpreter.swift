@@ -101,9 +101,9 @@ public enum ReferenceInterpreter {
   private static func constant(_ graph: Graph, _ id: ValueID) throws(ApusError) -> RuntimeValue? {
     guard let tensor = graph[id].constant else { return nil }
     guard let packing = graph[id].packing else { return .tensor(tensor) }
-    guard let shape = graph[id].type.tensor?.shape else {
+    guard let type = graph[id].type.tensor, let shape = type.shape else {
       throw ApusError(.invalidGraph, "the packed constant '\(graph[id].name)' has no fixed shape")
     }
-    return .tensor(try packing.unpack(tensor, shape: shape))
+    return .tensor(try packing.unpack(tensor, type.dataType, shape: shape))
   }
 }

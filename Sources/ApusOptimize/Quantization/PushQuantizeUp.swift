@@ -49,7 +49,7 @@ public struct PushQuantizeUp: Pass {
   ) throws(ApusError) -> Bool {
     let node = graph[producer]
     guard node.outputs.count == 1, !graph.isOutput(x),
-      graph[x].consumers.allSatisfy({ $0 == id }), let moved = Self.movedInputs(node),
+      graph[x].consumers.allSatisfy({ $0 == id }), let moved = node.passedOn,
       moved.allSatisfy({ index in
         node.inputs[index].map { graph[$0].type.tensor?.dataType == .float32 } ?? false
       }), context.claim(name, graph[id].name)
@@ -61,13 +61,5 @@ public struct PushQuantizeUp: Pass {
     patch.replace(graph[id].outputs[0], with: patch.add(node.op, inputs))
     try patch.apply(to: &graph)
     return true
-  }
-
-  /// The operands that a node only moves, or takes the largest of.
-  private static func movedInputs(_ node: Node) -> [Int]? {
-    if node.op is MaxPool { return [0] }
-    // What a pad is filled with would have to be quantised, too.
-    guard let movement = node.op as? any MovementOperator, !(node.op is Pad) else { return nil }
-    return movement.movedInputs(count: node.inputs.count)
   }
 }

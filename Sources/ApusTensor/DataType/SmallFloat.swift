@@ -137,6 +137,19 @@ package enum SmallFloat {
     return Float(bitPattern: sign | (exponent + 112) << 23 | mantissa << 13)
   }
 
+  /// `Float` to binary16, nearest, ties to even; too large ones become infinite.
+  @inlinable package static func half(_ value: Float) -> UInt16 {
+    let sign = UInt16(truncatingIfNeeded: value.bitPattern >> 16) & 0x8000
+    let bits = value.bitPattern & 0x7fff_ffff
+    if bits > 0x7f80_0000 { return 0x7e00 }
+    if bits >= 0x477f_f000 { return sign | 0x7c00 }
+    if bits < 0x3880_0000 {
+      // One half's last bit weighs what a subnormal's does: the addition rounds.
+      return sign | UInt16((Float(bitPattern: bits) + 0.5).bitPattern - 0x3f00_0000)
+    }
+    return sign | UInt16((bits &- 0x3800_0000 &+ 0xfff &+ ((bits >> 13) & 1)) >> 13)
+  }
+
   /// bfloat16 to `Float`, exact.
   @inlinable package static func float(fromBFloat16 bits: UInt16) -> Float {
     Float(bitPattern: UInt32(bits) << 16)

@@ -42,6 +42,7 @@ extension Tensor {
   /// The elements converted to another type as ONNX `Cast` does it.
   public func converted(to target: DataType, saturate: Bool = true) throws(ApusError) -> Tensor {
     if target == dataType { return self }
+    if let direct = try convertedDirectly(to: target) { return direct }
     if target == .bool {
       if dataType.isInteger { return try Tensor(integers(), .bool, shape: shape) }
       return try Tensor(doubles().map { $0 == 0 ? Int64(0) : 1 }, .bool, shape: shape)
@@ -50,5 +51,21 @@ extension Tensor {
       return try Tensor(doubles(), target, shape: shape, saturate: saturate)
     }
     return try Tensor(integers(), target, shape: shape)
+  }
+
+  /// Conversions of whole networks' weights: without a detour over numbers of eight bytes.
+  private func convertedDirectly(to target: DataType) throws(ApusError) -> Tensor? {
+    guard dataType == .float32, target == .bfloat16 || target == .float16 else { return nil }
+    let result = try Tensor(target, shape: shape)
+    withElements(of: Float.self) { from in
+      result.mutableBytes.withMemoryRebound(to: UInt16.self) { to in
+        if target == .bfloat16 {
+          for index in from.indices { to[index] = SmallFloat.bfloat16(from[index]) }
+        } else {
+          for index in from.indices { to[index] = SmallFloat.half(from[index]) }
+        }
+      }
+    }
+    return result
   }
 }

@@ -18,7 +18,7 @@ struct DepthwiseTactic: Tactic {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
       guard conv.shape.isDepthwise else { return .no(because: "channels are mixed") }
-      return conv.types.kind == .float32 ? .yes : .no(because: "not float32")
+      return conv.types.kind == .int8 ? .no(because: "no depthwise kernel for bytes") : .yes
     }
   }
 
@@ -34,7 +34,8 @@ struct DepthwiseTactic: Tactic {
     }
     let plan = try WindowPlan(
       .depthwise, conv.shape, isa: isa, epilogue: conv.anchored.epilogue,
-      operands: conv.anchored.extras, types: conv.types)
+      operands: conv.anchored.extras, types: conv.types,
+      inputType: conv.types.kind == .bfloat16 ? .bfloat16 : .float32)
     return WindowTacticKernel(
       plan: plan, weightArgument: 1, argumentCount: problem.inputs.count, extrasFrom: 2, pool: pool)
   }

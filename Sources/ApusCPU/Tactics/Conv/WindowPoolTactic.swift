@@ -30,7 +30,8 @@ struct WindowPoolTactic: Tactic {
     }
     let type = problem.inputs.first??.dataType
     let isCompared = mode == .maximum && (type == .uint8 || type == .int8)
-    guard problem.isFloat32 || isCompared && ElementAccess.supports(type ?? .float32, isa),
+    guard isCompared || type == .float32 || type == .bfloat16, let type,
+      ElementAccess.supports(type, isa), problem.inputs.count == 1,
       problem.outputs.count == 1, attributes.channelsLast,
       let x = problem.inputs[0]?.shape, x.count == 3 || x.count == 4,
       problem.outputs[0].count > 0,
@@ -57,7 +58,7 @@ struct WindowPoolTactic: Tactic {
   }
 
   func support(_ problem: Problem) -> Support {
-    read(problem) == nil ? .no(because: "not pooling of float32 or bytes in channels-last order") : .yes
+    read(problem) == nil ? .no(because: "not pooling of a type with kernels in channels-last order") : .yes
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {

@@ -5,8 +5,8 @@ import ApusBase
 import ApusGraph
 import ApusKernel
 
-/// A 3x3 convolution by Winograd's minimal filtering: fewer multiplications for more memory traffic
-/// and larger weights.
+/// A 3x3 convolution of numbers of single precision or of type `bfloat16` by Winograd's minimal
+/// filtering: fewer multiplications for more memory traffic and larger weights.
 struct WinogradTactic: Tactic {
   let name = "cpu.conv.f32.winograd"
   let source = "jit"
@@ -17,7 +17,10 @@ struct WinogradTactic: Tactic {
     switch ConvProblem.read(problem) {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
-      guard conv.types.kind == .float32 else { return .no(because: "not float32") }
+      guard conv.types.kind != .int8 else { return .no(because: "products of bytes are exact") }
+      guard conv.types.kind == .float32 || conv.shape.inChannels % 2 == 0 else {
+        return .no(because: "an odd number of channels")
+      }
       guard WinogradPlan.takes(conv.shape) else {
         return .no(because: "not 3x3 with steps of one and eight channels or more")
       }
@@ -57,10 +60,12 @@ struct WinogradTactic: Tactic {
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
     guard case .success(let conv) = ConvProblem.read(problem) else { return [:] }
+    let m = configuration["m"] ?? 4
     return [
       1: PackedLayout(
-        winograd: configuration["m"] ?? 4, rows: conv.shape.inChannels,
-        columns: conv.shape.outChannels, width: GemmTile(configuration).columns(isa))
+        winograd: m, rows: conv.shape.inChannels, columns: conv.shape.outChannels,
+        width: GemmTile(configuration).columns(isa),
+        interleave: WinogradPlan.products(conv.types.kind, m: m).interleave)
     ]
   }
 
@@ -70,9 +75,10 @@ struct WinogradTactic: Tactic {
     let m = configuration["m"] ?? 4
     let places = Double((m + 2) * (m + 2))
     let tiles = Self.tileCount(shape, m: m)
+    let side = WinogradPlan.products(conv.types.kind, m: m).interleave
     let products = GemmEstimate.seconds(
-      rows: tiles, columns: shape.outChannels, depth: shape.inChannels, stride: shape.inChannels + 16,
-      tile: GemmTile(configuration), isa: isa)
+      rows: tiles, columns: shape.outChannels, depth: shape.inChannels / side,
+      stride: shape.inChannels / side + 16, tile: GemmTile(configuration), isa: isa)
     let elements = places * Double(tiles) * Double(shape.inChannels + shape.outChannels)
     // Written and read again, and what the transforms themselves take; then the weights.
     let weights = places * Double(shape.inChannels * shape.outChannels)

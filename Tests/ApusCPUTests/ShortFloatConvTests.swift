@@ -1,0 +1,152 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusCPU
+import ApusEngine
+import ApusGraph
+import ApusTensor
+import ApusTestSupport
+import Testing
+
+/// Convolutions and pooling of numbers of type `bfloat16`, compared with sums in double precision of the
+/// same numbers.
+@Suite(.enabled(if: CPUFeatures.host.avx512BF16))
+struct ShortFloatConvTests {
+  private let pool = ThreadPool(threadCount: 2)
+
+  /// Random numbers of type `bfloat16`, and the same in single precision.
+  private func numbers(_ shape: [Int], seed: UInt64) throws -> (GuardedTensor, GuardedBuffer) {
+    var generator = SeededGenerator(seed: seed)
+    let values = (0..<shape.reduce(1, *)).map { _ in Double.random(in: -1..<1, using: &generator) }
+    let tensor = try Tensor(values, .bfloat16, shape: shape)
+    let floats = tensor.doubles()
+    return (try GuardedTensor(tensor), GuardedBuffer(count: floats.count) { Float(floats[$0]) })
+  }
+
+  /// `max(0, y + b + r)`, r of type `bfloat16`.
+  private let epilogue = ScalarExpr.max(
+    .const(0), .input(0) + .input(1) + .cast(.input(2), .float32))
+
+  private func worst(
+    _ got: Tensor, _ sums: [Double], _ bias: GuardedBuffer, _ other: GuardedBuffer
+  ) -> Double {
+    var worst = 0.0
+    for (index, value) in got.doubles().enumerated() {
+      let exact = max(0, sums[index] + Double(bias[index % bias.count]) + Double(other[index]))
+      let error = abs(value - exact) / max(1, abs(exact))
+      worst = error.isNaN ? .infinity : max(worst, error)
+    }
+    return worst
+  }
+
+  /// The error's root of the sum of squares over that of the results.
+  private func relative(
+    _ got: Tensor, _ sums: [Double], _ bias: GuardedBuffer, _ other: GuardedBuffer
+  ) -> Double {
+    var (error, all) = (0.0, 0.0)
+    for (index, value) in got.doubles().enumerated() {
+      let exact = max(0, sums[index] + Double(bias[index % bias.count]) + Double(other[index]))
+      error += (value - exact) * (value - exact)
+      all += exact * exact
+    }
+    return (error / all).squareRoot()
+  }
+
+  @Test func depthwiseConvolutions() throws {
+    for channels in [2, 15, 16, 17, 40, 70] {
+      let shapes = [
+        convShape(1, (9, 9), (channels, channels), kernel: (3, 3), pad: (1, 1, 1, 1)),
+        convShape(2, (8, 15), (channels, channels), kernel: (3, 3), stride: (2, 2), pad: (0, 0, 1, 1)),
+        convShape(1, (7, 30), (channels, channels), kernel: (5, 5), pad: (2, 2, 2, 2)),
+      ]
+      for var s in shapes {
+        s.groups = channels
+        let (x, input) = try numbers([s.batch, s.inHeight, s.inWidth, channels], seed: 1)
+        let (w, weights) = try numbers([s.kernelHeight, s.kernelWidth, channels], seed: 2)
+        let sums = convReference(s, input, weights)
+        let bias = GuardedBuffer.random(channels, seed: 3)
+        let (r, other) = try numbers([s.batch, s.outHeight, s.outWidth, channels], seed: 4)
+        for type in [DataType.float32, .bfloat16] {
+          let plan = try WindowPlan(
+            .depthwise, s, isa: .avx512,
+            epilogue: type == .float32 ? epilogue : .cast(epilogue, type),
+            operands: [.perColumn, .full],
+            types: ProductTypes(.bfloat16, result: type, operands: [.float32, .bfloat16]),
+            inputType: .bfloat16)
+          let y = try GuardedTensor(
+            Tensor(type, shape: [s.batch, s.outHeight, s.outWidth, channels]))
+          plan.run(
+            input: x.raw, weights: w.raw, output: y.raw,
+            operands: [UnsafeRawPointer(bias.raw), UnsafeRawPointer(r.raw)], pool: pool)
+          let error = worst(y.tensor, sums, bias, other)
+          #expect(error < (type == .float32 ? 1e-5 : 4e-3), "\(type) \(s)")
+        }
+      }
+    }
+  }
+
+  @Test func pooling() throws {
+    for channels in [1, 16, 33] {
+      let s = convShape(
+        1, (9, 10), (channels, channels), kernel: (3, 3), stride: (2, 2), pad: (1, 1, 1, 1))
+      let (x, input) = try numbers([s.batch, s.inHeight, s.inWidth, channels], seed: 1)
+      for mode in [WindowPlan.Mode.maximum, .averageOver(9)] {
+        let wide = try WindowPlan(mode, s, isa: .avx512)
+        let want = GuardedBuffer(count: s.outHeight * s.outWidth * channels)
+        wide.run(input: input.raw, output: want.raw, pool: pool)
+        let plan = try WindowPlan(
+          mode, s, isa: .avx512, epilogue: .cast(.input(0), .bfloat16),
+          types: ProductTypes(result: .bfloat16), inputType: .bfloat16)
+        let y = try GuardedTensor(Tensor(.bfloat16, shape: [want.count]))
+        plan.run(input: x.raw, output: y.raw, pool: pool)
+        for (index, value) in y.tensor.doubles().enumerated() {
+          #expect(abs(value - Double(want[index])) <= abs(Double(want[index])) * 0x1p-8)
+        }
+      }
+    }
+  }
+
+  @Test func winograd() throws {
+    let shapes = [
+      convShape(1, (8, 8), (16, 16), kernel: (3, 3), pad: (1, 1, 1, 1)),
+      convShape(2, (7, 7), (20, 40), kernel: (3, 3), pad: (1, 1, 1, 1)),
+      convShape(1, (14, 13), (34, 17), kernel: (3, 3), pad: (1, 1, 1, 1)),
+      convShape(1, (6, 31), (8, 9), kernel: (3, 3)),
+      convShape(1, (5, 11), (130, 70), kernel: (3, 3), pad: (0, 1, 2, 0)),
+    ]
+    for s in shapes {
+      let (x, input) = try numbers([s.batch, s.inHeight, s.inWidth, s.inChannels], seed: 1)
+      let (w, weights) = try numbers([3, 3, s.inChannels, s.outChannels], seed: 2)
+      let sums = convReference(s, input, weights)
+      let bias = GuardedBuffer.random(s.outChannels, seed: 3)
+      let (r, other) = try numbers([s.batch, s.outHeight, s.outWidth, s.outChannels], seed: 4)
+      for (m, type) in [(2, DataType.bfloat16), (2, .float32), (4, .bfloat16), (4, .float32)] {
+        let plan = try WinogradPlan(
+          s, m: m, tile: GemmTile.choose(run: 16, n: s.outChannels, stride: s.inChannels, isa: .avx512),
+          blockBytes: 1 << 18, isa: .avx512,
+          epilogue: type == .float32 ? epilogue : .cast(epilogue, type),
+          operands: [.perColumn, .full],
+          types: ProductTypes(.bfloat16, result: type, operands: [.float32, .bfloat16]))
+        let packed = try GuardedTensor(plan.packing.pack(w.tensor))
+        let workspace = GuardedBuffer(count: plan.workspaceByteCount / 4) { _ in .nan }
+        let y = try GuardedTensor(
+          Tensor(type, shape: [s.batch, s.outHeight, s.outWidth, s.outChannels]))
+        plan.run(
+          input: x.raw, packedWeights: packed.raw, output: y.raw,
+          operands: [UnsafeRawPointer(bias.raw), UnsafeRawPointer(r.raw)],
+          workspace: workspace.raw, pool: pool)
+        if m == 4 {
+          // The transforms and products are in single precision.
+          let allowed = 1e-5 * Double(9 * s.inChannels).squareRoot() + (type == .float32 ? 0 : 4e-3)
+          #expect(worst(y.tensor, sums, bias, other) < allowed, "\(type) \(s)")
+        }
+        #expect(relative(y.tensor, sums, bias, other) < 5e-3, "m \(m) \(type) \(s)")
+      }
+      let layout = PackedLayout(
+        winograd: 2, rows: s.inChannels, columns: s.outChannels, width: 32, interleave: 2)
+      let back = try layout.unpack(try layout.pack(w.tensor), .bfloat16, shape: w.tensor.shape)
+      for (got, want) in zip(back.doubles(), w.tensor.doubles()) { #expect(abs(got - want) < 0x1p-5) }
+    }
+  }
+}

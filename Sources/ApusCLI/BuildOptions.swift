@@ -80,7 +80,8 @@ struct BuildOptions: ParsableArguments {
       configuration.shapes[name] = .init(minimum: shape, optimum: shape, maximum: shape)
     }
     do {
-      let engine = try Builder(configuration, progress: ProgressPrinter().handler).build(graph)
+      let engine = try Builder(configuration, progress: ProgressPrinter().handler).build(
+        consume graph)
       return (engine, 0, Clock.seconds - start)
     } catch {
       throw error.at(GraphLocation(file: path))

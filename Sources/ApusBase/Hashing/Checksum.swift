@@ -1,12 +1,17 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
-/// A 64-bit checksum for file sections and cache keys: eight bytes at a time through
-/// multiply-xorshift mixing, stable across machines and versions. Not cryptographic.
+/// A 64-bit checksum for file sections and cache keys: words of eight bytes go in turn to four lanes of
+/// multiply-xorshift mixing, which a processor works on at once. Stable across machines and versions.
+/// Not cryptographic.
 ///
 /// Bytes may be added in pieces of any size: only their sequence counts.
 public struct Checksum: Sendable {
-  private var state: UInt64 = 0x9e37_79b9_7f4a_7c15
+  private typealias Lanes = (UInt64, UInt64, UInt64, UInt64)
+
+  private var lanes: Lanes = (
+    0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 0x85eb_ca77_c2b2_ae63
+  )
   private var byteCount: UInt64 = 0
   /// The bytes of a word that is not complete yet, first byte lowest.
   private var pending: UInt64 = 0
@@ -17,16 +22,20 @@ public struct Checksum: Sendable {
   /// Adds bytes.
   public mutating func update(_ bytes: UnsafeRawBufferPointer) {
     var index = 0
-    while byteCount % 8 != 0, index < bytes.count { append(bytes[index], &index) }
-    var lane = state
-    let words = (bytes.count - index) / 8
-    for word in 0..<words {
-      let value = bytes.loadUnaligned(fromByteOffset: index &+ word &* 8, as: UInt64.self)
-      lane = Self.mix(lane, UInt64(littleEndian: value))
+    while byteCount % 32 != 0, index < bytes.count { append(bytes[index], &index) }
+    func word(_ offset: Int) -> UInt64 {
+      UInt64(littleEndian: bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self))
     }
-    state = lane
-    byteCount &+= UInt64(words * 8)
-    index += words * 8
+    var (a, b, c, d) = lanes
+    while index + 32 <= bytes.count {
+      a = Self.mix(a, word(index))
+      b = Self.mix(b, word(index + 8))
+      c = Self.mix(c, word(index + 16))
+      d = Self.mix(d, word(index + 24))
+      index += 32
+      byteCount &+= 32
+    }
+    lanes = (a, b, c, d)
     while index < bytes.count { append(bytes[index], &index) }
   }
 
@@ -35,7 +44,11 @@ public struct Checksum: Sendable {
     byteCount &+= 1
     index += 1
     guard byteCount % 8 == 0 else { return }
-    state = Self.mix(state, pending)
+    let lane = byteCount / 8 % 4
+    if lane == 1 { lanes.0 = Self.mix(lanes.0, pending) }
+    if lane == 2 { lanes.1 = Self.mix(lanes.1, pending) }
+    if lane == 3 { lanes.2 = Self.mix(lanes.2, pending) }
+    if lane == 0 { lanes.3 = Self.mix(lanes.3, pending) }
     pending = 0
   }
 
@@ -52,8 +65,8 @@ public struct Checksum: Sendable {
 
   /// The checksum of everything added so far.
   public var value: UInt64 {
-    var mixed = byteCount % 8 == 0 ? state : Self.mix(state, pending)
-    mixed ^= byteCount
+    var mixed = lanes.0
+    for word in [lanes.1, lanes.2, lanes.3, pending, byteCount] { mixed = Self.mix(mixed, word) }
     mixed = (mixed ^ (mixed >> 33)) &* 0xff51_afd7_ed55_8ccd
     return mixed ^ (mixed >> 33)
   }

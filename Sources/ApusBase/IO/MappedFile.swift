@@ -46,6 +46,19 @@ public final class MappedFile: Sendable {
     if byteCount > 0 { munmap(UnsafeMutableRawPointer(mutating: base), byteCount) }
   }
 
+  /// Tells the system that this part is not read again soon: it need not stay in memory.
+  public func release(_ part: UnsafeRawBufferPointer) {
+    guard let start = part.baseAddress, start >= base, start + part.count <= base + byteCount else {
+      return
+    }
+    let page = Int(sysconf(Int32(_SC_PAGESIZE)))
+    let first = (start - base + page - 1) / page * page
+    let end = (start - base + part.count) / page * page
+    if end > first {
+      madvise(UnsafeMutableRawPointer(mutating: base + first), end - first, MADV_DONTNEED)
+    }
+  }
+
   /// The bytes; valid while this object lives.
   public var bytes: UnsafeRawBufferPointer {
     UnsafeRawBufferPointer(start: base, count: byteCount)

@@ -38,7 +38,7 @@ public struct Builder: Sendable {
   ///
   /// - Throws: `not-yet-supported` for a precision that this version lacks, `invalid-argument` for a
   ///   configuration that does not fit the network, `resource-limit` when the workspace is too small.
-  public func build(_ network: Graph) throws(ApusError) -> Engine {
+  public func build(_ network: consuming Graph) throws(ApusError) -> Engine {
     try checkPrecision(network)
     let start = Clock.seconds
     let backend = try backend()
@@ -114,7 +114,7 @@ public struct Builder: Sendable {
       library: library, cache: cache, level: configuration.level,
       workspaceLimit: configuration.workspaceLimit,
       deadline: configuration.timeBudgetSeconds.map { begin + $0 } ?? .infinity)
-    let problems = try problems(of: graph, types, library)
+    let problems = try problems(of: graph, types)
     var timed = 0
     var cancelled = false
     for (index, entry) in problems.enumerated() {
@@ -135,11 +135,11 @@ public struct Builder: Sendable {
 
   /// The problems at the tuned shapes. Sizes that nobody gave stand for 1, which a model may not take:
   /// then nothing is tuned ahead, and kernels are chosen by estimate when real shapes arrive.
-  private func problems(of graph: Graph, _ types: [ValueType], _ library: KernelLibrary)
-    throws(ApusError) -> [ProblemCollector.Entry]
+  private func problems(of graph: Graph, _ types: [ValueType]) throws(ApusError)
+    -> [ProblemCollector.Entry]
   {
     do {
-      return try ProblemCollector(library: library).problems(of: graph, types: types)
+      return try ProblemCollector().problems(of: graph, types: types)
     } catch {
       let isGiven = !configuration.shapes.isEmpty || graph.inputs.allSatisfy {
         graph[$0].type.tensor?.shape != nil

@@ -16,6 +16,9 @@ final class KernelBench {
   private let inputMemory: [DeviceMemory?]
   private let outputMemory: [DeviceMemory]
   private var expected: [Expected]?
+  /// The constants as the last kernel wanted them, by operand number. Only one form is kept: those of
+  /// all candidates together would be many times as large as the network.
+  private var packed: [Int: (layout: PackedLayout, memory: DeviceMemory)] = [:]
 
   /// What the reference says: every element of a result, or some of them.
   private struct Expected {
@@ -48,7 +51,7 @@ final class KernelBench {
           try layout.unpack(constant, input.dataType, shape: input.shape)
         }
         operands.append(dense ?? constant)
-        memory.append(try library.memory(of: constant))
+        memory.append(try library.backend.importConstant(constant))
         continue
       }
       let tensor = try Self.operand(index, input, problem.op, &generator)
@@ -158,11 +161,14 @@ final class KernelBench {
     values.reduce(0) { $1.isFinite ? max($0, abs($1)) : $0 }
   }
 
-  /// The shortest of a few runs, in seconds; gives up early when far behind `best`.
-  func measure(_ compiled: KernelLibrary.Compiled, best: Double?) throws(ApusError) -> Double {
+  /// The shortest of a few runs, in seconds; gives up early when far behind `best`. After `effort`
+  /// seconds, three measured runs are enough.
+  func measure(_ compiled: KernelLibrary.Compiled, best: Double?, effort: Double)
+    throws(ApusError) -> Double
+  {
     var shortest = Double.infinity
     try withArguments(compiled) { (arguments) throws(ApusError) in
-      let limit = Clock.seconds + 0.02
+      let limit = Clock.seconds + effort
       for run in 0..<12 {
         let start = Clock.seconds
         try compiled.kernel.launch(arguments, on: stream)
@@ -176,6 +182,16 @@ final class KernelBench {
     return shortest
   }
 
+  private func memory(of constant: Tensor, _ index: Int, _ layout: PackedLayout) throws(ApusError)
+    -> DeviceMemory
+  {
+    if let known = packed[index], known.layout == layout { return known.memory }
+    packed[index] = nil
+    let memory = try library.backend.importConstant(try layout.pack(constant))
+    packed[index] = (layout, memory)
+    return memory
+  }
+
   private func withArguments(
     _ compiled: KernelLibrary.Compiled,
     _ body: (UnsafePointer<DeviceAddress>) throws(ApusError) -> Void
@@ -184,7 +200,7 @@ final class KernelBench {
     for (index, layout) in compiled.packing {
       guard let input = problem.inputs[index], let constant = input.constant, input.packing == nil
       else { continue }
-      addresses[index] = try library.memory(of: constant, packing: layout).address
+      addresses[index] = try memory(of: constant, index, layout).address
     }
     addresses += outputMemory.map(\.address)
     let bytes = compiled.kernel.workspaceByteCount

@@ -14,6 +14,21 @@ struct PackConstants {
 
   /// Packs the constants that all their users want in the same order.
   func run(on graph: inout Graph, types: [ValueType]) throws(ApusError) {
+    let wanted = try layouts(of: graph, types)
+    for id in graph.values {
+      let value = graph[id]
+      guard let constant = value.constant, value.packing == nil, !graph.isOutput(id),
+        let layouts = wanted[value.name], layouts.count == 1, let layout = layouts.first ?? nil
+      else { continue }
+      graph.makeConstant(id, try layout.pack(constant), packing: layout)
+      graph[id].type = value.type
+    }
+  }
+
+  /// How the constants are wanted, by name.
+  private func layouts(of graph: Graph, _ types: [ValueType]) throws(ApusError)
+    -> [String: Set<PackedLayout?>]
+  {
     let concrete = try Specializer().specialize(graph, types: types)
     var wanted: [String: Set<PackedLayout?>] = [:]
     for id in concrete.nodes {
@@ -26,14 +41,6 @@ struct PackConstants {
         wanted[concrete[input].name, default: []].insert(packing[index])
       }
     }
-    for id in graph.values {
-      let value = graph[id]
-      guard let constant = value.constant, value.packing == nil, !graph.isOutput(id),
-        let layouts = wanted[value.name], layouts.count == 1, let layout = layouts.first ?? nil
-      else { continue }
-      let type = value.type
-      graph.makeConstant(id, try layout.pack(constant), packing: layout)
-      graph[id].type = type
-    }
+    return wanted
   }
 }

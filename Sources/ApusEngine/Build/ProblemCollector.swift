@@ -9,8 +9,6 @@ import ApusTensor
 
 /// Finds the problems a network poses at given input shapes, each once.
 struct ProblemCollector {
-  let library: KernelLibrary
-
   /// A problem with a node that poses it.
   struct Entry {
     let problem: Problem
@@ -20,14 +18,13 @@ struct ProblemCollector {
   /// The problems of everything that can be planned before data is seen.
   func problems(of graph: Graph, types: [ValueType]) throws(ApusError) -> [Entry] {
     let concrete = try Specializer().specialize(graph, types: types)
-    let stage: ProgramStage? = try ProgramStage(concrete, library: library)
+    guard let part = try ProgramStage.plannedPart(of: concrete) else { return [] }
     var seen: Set<String> = []
     var entries: [Entry] = []
-    for step in stage?.plan?.steps ?? [] where seen.insert(step.problem.key).inserted {
-      guard let id = concrete.nodes.first(where: { concrete[$0].name == step.nodeName }) else {
-        continue
-      }
-      entries.append(Entry(problem: step.problem, node: concrete[id]))
+    for id in try StaticPlanner.steps(of: part) {
+      let problem = try Problem(part[id], in: part)
+      guard seen.insert(problem.key).inserted else { continue }
+      entries.append(Entry(problem: problem, node: part[id]))
     }
     return entries
   }

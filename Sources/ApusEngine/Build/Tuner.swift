@@ -53,7 +53,7 @@ struct Tuner {
     var timed = 0
     if level > 0 {
       let bench = try KernelBench(problem: problem, library: library)
-      for choice in preselected(choices) {
+      for choice in preselected(choices, problem) {
         if best != nil && Clock.seconds > deadline { break }
         do {
           // Nothing to choose; what takes problems alone is the reference itself.
@@ -61,19 +61,20 @@ struct Tuner {
             best = (choice, 0)
             break
           }
+          // The portable tactic is the reference itself and only ever a last resort.
+          if choice.tactic.source == "portable", best != nil { continue }
           let kernel = try library.compile(choice, problem)
           if let reason = try bench.disagreement(kernel) {
             report.refusals.append((choice.id, reason))
             Log.debug(1, "tactic \(choice.id) disagrees with the reference: \(reason)")
             continue
           }
-          // The portable tactic is the reference itself and only ever a last resort.
-          if choice.tactic.source == "portable", best != nil { continue }
           if choices.count == 1 {
             best = (choice, 0)
             break
           }
-          let seconds = try bench.measure(kernel, best: best?.seconds)
+          let seconds = try bench.measure(
+            kernel, best: best?.seconds, effort: level > 1 ? 0.02 : 0.005)
           timed += 1
           report.measurements.append((choice.id, seconds))
           Log.debug(4, "\(choice.id) \(seconds * 1e6) us for \(problem.key)")
@@ -97,12 +98,25 @@ struct Tuner {
     return Outcome(choice: choice, report: report, timed: timed)
   }
 
-  /// The best estimated candidates, always with the portable one behind them.
-  private func preselected(_ choices: [TacticChoice]) -> [TacticChoice] {
+  /// The best estimated candidates, those with the same packing together, always with the portable
+  /// one behind them.
+  private func preselected(_ choices: [TacticChoice], _ problem: Problem) -> [TacticChoice] {
     let fast = choices.filter { $0.tactic.source != "portable" }
     let slow = choices.filter { $0.tactic.source == "portable" }
-    return Array(fast.prefix(candidateLimit)) + slow
+    // Packing a hundred megabytes for every candidate costs more than a kernel that reads them once
+    // per run can win.
+    let weights = problem.inputs.reduce(0) { $0 + ($1?.constant?.byteCount ?? 0) }
+    let limit = weights > Self.largeWeights && level < 5 ? min(2, candidateLimit) : candidateLimit
+    let best = Array(fast.prefix(limit))
+    let packings = best.map { $0.tactic.packing(problem, $0.configuration) }
+    let order = best.indices.sorted { a, b in
+      let (first, second) = (packings.firstIndex(of: packings[a]), packings.firstIndex(of: packings[b]))
+      return (first ?? 0, a) < (second ?? 0, b)
+    }
+    return order.map { best[$0] } + slow
   }
+
+  private static let largeWeights = 32 << 20
 
   /// The first choice that was not caught disagreeing with the reference.
   private func fallback(_ choices: [TacticChoice], _ report: BuildReport.Tuned) -> TacticChoice? {

@@ -15,7 +15,7 @@ import ApusTensor
 /// `Documentation/Formats/engine.md` describes it for other readers.
 package enum EngineFile {
   /// The version this code writes and reads.
-  package static let formatVersion: UInt32 = 1
+  package static let formatVersion: UInt32 = 2
   package static let magic: [UInt8] = Array("APUSENGN".utf8)
   private static let headerByteCount = 64
   private static let entryByteCount = 32

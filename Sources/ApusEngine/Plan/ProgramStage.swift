@@ -43,15 +43,8 @@ package final class ProgramStage: Sendable {
       planInputs = Self.liveIn(graph, planned)
       planOutputs = Self.liveOut(graph, planned, readers: hosted + remaining)
     }
-    let isWhole = hosted.isEmpty && remaining.isEmpty
-    if isWhole && Self.isPlannable(graph) {
-      plan = try StaticPlanner(library: library).plan(graph)
-    } else if planned.isEmpty {
-      plan = nil
-    } else {
-      plan = try StaticPlanner(library: library).plan(
-        graph.extracting(
-          nodes: planned, inputs: planInputs, outputs: planOutputs, name: graph.name))
+    plan = try Self.plannedPart(graph, planned, inputs: planInputs, outputs: planOutputs).map {
+      part throws(ApusError) in try StaticPlanner(library: library).plan(part)
     }
     hostNodes = hosted.map { id in
       let bodies = (graph[id].op as? any ControlFlowOperator)?.bodies ?? []
@@ -67,6 +60,23 @@ package final class ProgramStage: Sendable {
         graph.extracting(
           nodes: remaining, inputs: restInputs, outputs: restOutputs, name: graph.name),
         library: library)
+  }
+
+  /// The part of a graph that can be planned before data is seen; nil when there is none.
+  static func plannedPart(of graph: Graph) throws(ApusError) -> Graph? {
+    let (planned, hosted, remaining) = partition(graph, try graph.topologicalOrder())
+    return plannedPart(
+      graph, planned, inputs: liveIn(graph, planned),
+      outputs: liveOut(graph, planned, readers: hosted + remaining))
+  }
+
+  private static func plannedPart(
+    _ graph: Graph, _ planned: [NodeID], inputs: [ValueID], outputs: [ValueID]
+  ) -> Graph? {
+    let isWhole = planned.count == graph.nodeCount
+    if isWhole && isPlannable(graph) { return graph }
+    if planned.isEmpty { return nil }
+    return graph.extracting(nodes: planned, inputs: inputs, outputs: outputs, name: graph.name)
   }
 
   /// Splits the nodes into those a static plan can run now, those the host runs next, and the rest.

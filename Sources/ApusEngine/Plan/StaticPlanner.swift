@@ -43,6 +43,13 @@ package struct StaticPlanner {
     var byteCount: Int
   }
 
+  /// The nodes that become kernels, in order.
+  package static func steps(of graph: Graph) throws(ApusError) -> [NodeID] {
+    let order = try graph.topologicalOrder()
+    let views = viewsByNode(graph, order)
+    return order.filter { views[$0] == nil }
+  }
+
   /// - Throws: `internal` when a size is open, or what compiling a kernel throws.
   package func plan(_ graph: Graph) throws(ApusError) -> StaticPlan {
     var buffers: [Buffer] = []
@@ -54,7 +61,7 @@ package struct StaticPlanner {
       }
     }
     let order = try graph.topologicalOrder()
-    let views = viewsByNode(graph, order)
+    let views = Self.viewsByNode(graph, order)
     let lastUse = lastUses(graph, order, views)
     var pending: [PendingStep] = []
     for id in order {
@@ -133,7 +140,7 @@ package struct StaticPlanner {
   }
 
   /// For movement nodes whose results are contiguous pieces of operand 0: the pieces' byte offsets.
-  private func viewsByNode(_ graph: Graph, _ order: [NodeID]) -> [NodeID: [Int]] {
+  private static func viewsByNode(_ graph: Graph, _ order: [NodeID]) -> [NodeID: [Int]] {
     var views: [NodeID: [Int]] = [:]
     for id in order {
       let node = graph[id]
@@ -146,7 +153,7 @@ package struct StaticPlanner {
     return views
   }
 
-  private func contiguousPieces(_ op: any MovementOperator, _ node: Node, _ graph: Graph) -> [Int]? {
+  private static func contiguousPieces(_ op: any MovementOperator, _ node: Node, _ graph: Graph) -> [Int]? {
     guard op.movedInputs(count: node.inputs.count) == [0] else { return nil }
     let operands = node.inputs.map { $0.flatMap { graph[$0].constant } }
     let shapes = node.inputs.map { $0.flatMap { graph[$0].type.tensor?.shape } }

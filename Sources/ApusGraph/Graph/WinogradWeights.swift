@@ -54,35 +54,43 @@ public enum WinogradWeights {
       Strides(place: channels * outputs, channel: outputs), channels, outputs)
   }
 
-  /// `R x R^T` for the square matrix x of every pair of channels.
+  /// `R x R^T` for the square matrix x of every pair of channels, a few outputs at a time.
   private static func apply(
     _ matrix: [[Double]], _ source: Tensor, _ from: Strides, _ target: Tensor, _ to: Strides,
     _ channels: Int, _ outputs: Int
   ) {
-    let (rows, inner) = (matrix.count, matrix.first?.count ?? 0)
+    let rows = matrix.count
+    let inner = matrix.first?.count ?? 0
     let flat = matrix.flatMap { $0 }
     let source = source.bytes.assumingMemoryBound(to: Float.self)
     let target = target.mutableBytes.assumingMemoryBound(to: Float.self)
-    withUnsafeTemporaryAllocation(of: Double.self, capacity: rows * inner) { half in
+    let lanes = SIMD8<Double>.scalarCount
+    withUnsafeTemporaryAllocation(of: SIMD8<Double>.self, capacity: (rows + inner) * inner) { scratch in
+      let x = UnsafeMutableBufferPointer(rebasing: scratch[..<(inner * inner)])
+      let half = UnsafeMutableBufferPointer(rebasing: scratch[(inner * inner)...])
       for channel in 0..<channels {
-        for output in 0..<outputs {
+        for output in stride(from: 0, to: outputs, by: lanes) {
+          let count = min(lanes, outputs - output)
           let start = channel * from.channel + output
+          for place in 0..<(inner * inner) {
+            var values = SIMD8<Double>()
+            for lane in 0..<count { values[lane] = Double(source[start + place * from.place + lane]) }
+            x[place] = values
+          }
           for row in 0..<rows {
             for column in 0..<inner {
-              var sum = 0.0
-              for k in 0..<inner {
-                sum += flat[row * inner + k]
-                  * Double(source[start + (k * inner + column) * from.place])
-              }
+              var sum = SIMD8<Double>()
+              for k in 0..<inner { sum += flat[row * inner + k] * x[k * inner + column] }
               half[row * inner + column] = sum
             }
           }
           let end = channel * to.channel + output
           for row in 0..<rows {
             for column in 0..<rows {
-              var sum = 0.0
+              var sum = SIMD8<Double>()
               for k in 0..<inner { sum += half[row * inner + k] * flat[column * inner + k] }
-              target[end + (row * rows + column) * to.place] = Float(sum)
+              let place = end + (row * rows + column) * to.place
+              for lane in 0..<count { target[place + lane] = Float(sum[lane]) }
             }
           }
         }

@@ -90,6 +90,7 @@ struct TensorDecoder {
     }
     let tensor = try Tensor(type, shape: shape)
     tensor.mutableBytes.copyMemory(from: bytes.bytes)
+    (bytes.owner as? MappedFile)?.release(bytes.bytes)
     return tensor
   }
 

@@ -163,8 +163,6 @@ struct ReferenceProduct {
 
   /// Single elements by their row-major positions.
   func samples(at indices: [Int]) throws(ApusError) -> [Double] {
-    let a = self.a.doubles()
-    let b = self.b.doubles()
     let count = batch.reduce(1, &*) * m * n
     guard indices.allSatisfy({ $0 >= 0 && $0 < count }) else {
       throw ApusError(.invalidArgument, "a sampled position is outside the result")
@@ -172,9 +170,9 @@ struct ReferenceProduct {
     return indices.map { index in
       let offset = offsets(index / (m * n))
       let (row, column) = (index / n % m, index % n)
-      return (0..<k).reduce(0.0) {
-        $0 + a[offset.a + row * k + $1] * b[offset.b + $1 * n + column]
-      }
+      let left = a.doubles(from: offset.a + row * k, by: 1, count: k)
+      let right = b.doubles(from: offset.b + column, by: n, count: k)
+      return zip(left, right).reduce(0.0) { $0 + $1.0 * $1.1 }
     }
   }
 }

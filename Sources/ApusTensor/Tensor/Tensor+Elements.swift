@@ -33,6 +33,23 @@ extension Tensor {
     }
   }
 
+  /// Every `step`th element from position `first` on as `Double`, `count` in all.
+  package func doubles(from first: Int, by step: Int, count: Int) -> [Double] {
+    func take<Element>(_ type: Element.Type, _ value: (Element) -> Double) -> [Double] {
+      withElements(of: type) { all in (0..<count).map { value(all[first + $0 * step]) } }
+    }
+    switch dataType {
+    case .float32: return take(Float.self) { Double($0) }
+    case .bfloat16: return take(UInt16.self) { Double(SmallFloat.float(fromBFloat16: $0)) }
+    case .float16: return take(UInt16.self) { Double(SmallFloat.float(fromHalf: $0)) }
+    case .uint8: return take(UInt8.self) { Double($0) }
+    case .int8: return take(Int8.self) { Double($0) }
+    default:
+      let all = doubles()
+      return (0..<count).map { all[first + $0 * step] }
+    }
+  }
+
   /// All elements as `Int64`: floats truncated towards zero and clamped, `uint64` by its bits, zeros
   /// for texts and complex numbers.
   public func integers() -> [Int64] {

@@ -109,4 +109,26 @@ import ApusCPU
       input.pointer[place] = 0
     }
   }
+
+  @Test(arguments: testedISAs) func neighboursNormalise(isa: ISA) throws {
+    for columns in Self.widths + [64, 192] {
+      for (before, after, exponent) in [(2, 2, 0.75), (0, 1, 0.75), (3, 2, 0.5), (8, 8, 1.25)] {
+        let input = GuardedBuffer.random(3 * columns)
+        let shape = NeighbourNormKernel.Shape(
+          columns: columns, before: before, after: after, bias: 1.5, factor: 0.25,
+          exponent: exponent, epilogue: .max(.input(0), .const(-0.5)))
+        let kernel = try NeighbourNormKernel(shape, isa: isa)
+        let output = GuardedBuffer(count: 3 * columns) { _ in .nan }
+        kernel.run(input.raw, result: output.raw, rows: 3, pool: pool)
+        for (row, values) in rows(input, columns).enumerated() {
+          for column in 0..<columns {
+            let window = values[max(0, column - before)...min(columns - 1, column + after)]
+            let sum = window.reduce(0) { $0 + $1 * $1 }
+            let exact = max(-0.5, values[column] * pow(1.5 + 0.25 * sum, -exponent))
+            #expect(abs(Double(output[row * columns + column]) - exact) < 2e-6)
+          }
+        }
+      }
+    }
+  }
 }

@@ -13,7 +13,6 @@ enum CPUTactics {
       LayerNormalizationTactic(pool: pool),
       ReduceTactic(pool: pool),
       PoolTactic(pool: pool),
-      LRNTactic(pool: pool),
     ]
     return generated(isa: isa, pool: pool) + native + [PortableTactic()]
   }
@@ -29,6 +28,7 @@ enum CPUTactics {
       WindowPoolTactic(isa: isa, pool: pool),
       PointwiseTactic(isa: isa, pool: pool),
       GeneratedRowTactic(isa: isa, pool: pool),
+      LRNTactic(isa: isa, pool: pool),
       TransposeTactic(isa: isa, pool: pool),
     ]
   }

@@ -132,7 +132,17 @@ public protocol ShapeValueOperator: Operator {
 }
 
 /// An operator that runs a pointwise epilogue on its first result while it is still in registers.
-public protocol AnchorOperator: Operator {}
+public protocol AnchorOperator: Operator {
+  /// Whether it does so as it is: kernels with epilogues want channels last.
+  var ownsEpilogue: Bool { get }
+  /// How many operands an epilogue may have besides the result; kernels have registers for six.
+  var epilogueOperandLimit: Int { get }
+}
+
+extension AnchorOperator {
+  public var ownsEpilogue: Bool { true }
+  public var epilogueOperandLimit: Int { 6 }
+}
 
 /// An operator that can compute its result in a permuted layout: `f(transpose(x)) = transpose(f'(x))`.
 public protocol PermutableOperator: Operator {

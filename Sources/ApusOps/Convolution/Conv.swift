@@ -68,6 +68,8 @@ public struct Conv: AnchorOperator, CostedOperator, TolerantOperator, SampledOpe
     ]
   }
 
+  public var ownsEpilogue: Bool { isChannelsLast }
+
   public func channelsLast() -> (any Operator)? {
     var copy = self
     copy.isChannelsLast = true

@@ -8,7 +8,7 @@ import ApusTensor
 /// Transposed convolution (ONNX `ConvTranspose`): operands X `[N, C, spatial...]`, W
 /// `[C, OC/group, kernel...]` and an optional bias `[OC]`. Every input element adds its multiple of
 /// the kernel to the result. One to three spatial axes, channels first.
-public struct ConvTranspose: AnchorOperator, CostedOperator, TolerantOperator {
+public struct ConvTranspose: CostedOperator, TolerantOperator {
   public static let name = "ConvTranspose"
   public var strides: [Int]
   public var dilations: [Int]

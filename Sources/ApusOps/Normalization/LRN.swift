@@ -7,7 +7,7 @@ import ApusTensor
 
 /// Local response normalisation over neighbouring channels (ONNX `LRN`; Krizhevsky et al., 2012):
 /// `y = x / (bias + alpha / size * sum(x^2 over the window))^beta`.
-public struct LRN: ChannelsLastConvertible, CostedOperator {
+public struct LRN: AnchorOperator, ChannelsLastConvertible, CostedOperator {
   public static let name = "LRN"
   public var size: Int
   public var alpha: Double
@@ -41,6 +41,9 @@ public struct LRN: ChannelsLastConvertible, CostedOperator {
       "channels_last": .bool(isChannelsLast),
     ]
   }
+
+  public var ownsEpilogue: Bool { isChannelsLast }
+  public var epilogueOperandLimit: Int { 0 }
 
   public func channelsLast() -> (any Operator)? {
     var copy = self

@@ -29,7 +29,7 @@ public struct FuseEpilogues: Pass {
   {
     let node = graph[id]
     let (anchor, anchorCount, epilogue) = parts(node)
-    guard let anchor, canOwnEpilogue(anchor) else { return false }
+    guard let anchor, anchor.ownsEpilogue else { return false }
     let value = node.outputs[0]
     guard node.outputs.count == 1, !graph.isOutput(value),
       let type = graph[value].type.tensor?.dataType, type == .int32 || PointwiseTerm.isJoinable(type),
@@ -47,8 +47,8 @@ public struct FuseEpilogues: Pass {
     }
     var extras = Array(node.inputs.dropFirst(anchorCount))
     let more = Set(term.operands).subtracting(extras.compactMap { $0 }).subtracting([value])
-    guard extras.count + more.count <= Self.operandLimit else {
-      context.refuse(name, node.name, because: "more than \(Self.operandLimit) operands")
+    guard extras.count + more.count <= anchor.epilogueOperandLimit else {
+      context.refuse(name, node.name, because: "more than \(anchor.epilogueOperandLimit) operands")
       return false
     }
     guard context.claim(name, node.name) else { return false }
@@ -74,19 +74,11 @@ public struct FuseEpilogues: Pass {
     return true
   }
 
-  /// Operands that kernels have address registers for.
-  private static let operandLimit = 6
-
-  private func parts(_ node: Node) -> ((any Operator)?, Int, Epilogue) {
+  private func parts(_ node: Node) -> ((any AnchorOperator)?, Int, Epilogue) {
     if let fused = node.op as? Fused {
-      return (fused.anchor, fused.anchorInputCount, fused.epilogue)
+      return (fused.anchor as? any AnchorOperator, fused.anchorInputCount, fused.epilogue)
     }
-    return (node.op is any AnchorOperator ? node.op : nil, node.inputs.count, .identity)
-  }
-
-  private func canOwnEpilogue(_ anchor: any Operator) -> Bool {
-    if let conv = anchor as? Conv { return conv.isChannelsLast }
-    return anchor is MatMul
+    return (node.op as? any AnchorOperator, node.inputs.count, .identity)
   }
 
   private func refusal(_ term: PointwiseTerm, _ value: ValueID, _ reader: Node, _ graph: Graph)

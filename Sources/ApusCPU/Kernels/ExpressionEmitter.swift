@@ -465,6 +465,13 @@ package final class ExpressionEmitter {
       return Value(register: accumulator, owned: true)
     }
     let sum = try value(b)
+    if case .const(let scale) = y {
+      let left = try value(x)
+      let result = try owned(sum)
+      assembler.vfmadd231ps(result, left.register, constant(scale))
+      release(left)
+      return Value(register: result, owned: true)
+    }
     let (left, right) = try operands(x, y)
     let result = try owned(sum)
     assembler.vfmadd231ps(result, left.register, right.register)

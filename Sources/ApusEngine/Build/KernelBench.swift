@@ -116,6 +116,11 @@ final class KernelBench {
     let tolerance =
       problem.op.tolerance(type, inputs: problem.inputTypes)
       * (type.isFloat ? max(1, depth.squareRoot() / 8) : 1)
+    // A number next to a tie may be rounded to the other side.
+    let isRounded = problem.op.rounds
+    let isSmall = type.isInteger && isRounded
+    let allowed = max(tolerance * want.scale, isSmall ? 1 : type.isFloat ? 0 : tolerance)
+    var ties = isRounded && type.isFloat ? max(2, want.values.count / 200) : 0
     var worst = (difference: 0.0, index: 0, got: 0.0, want: 0.0)
     for position in want.values.indices {
       let index = want.indices?[position] ?? position
@@ -123,11 +128,12 @@ final class KernelBench {
       let b = want.values[position]
       if a == b || (a.isNaN && b.isNaN) { continue }
       let difference = abs(a - b)
+      if difference > allowed, difference < want.scale / 4, ties > 0 {
+        ties -= 1
+        continue
+      }
       if !(difference <= worst.difference) { worst = (difference, index, a, b) }
     }
-    // A number next to a tie may be rounded to the other side.
-    let isRounded = type.isInteger && (problem.op is Fused || problem.op is Pointwise)
-    let allowed = max(tolerance * want.scale, isRounded ? 1 : type.isFloat ? 0 : tolerance)
     if worst.difference <= allowed { return nil }
     return
       "element \(worst.index) is \(worst.got), the reference says \(worst.want) (allowed difference \(allowed))"
@@ -214,6 +220,20 @@ final class KernelBench {
     }
     withExtendedLifetime(workspace) {}
     try result.get()
+  }
+}
+
+extension Operator {
+  /// Whether results are rounded to whole steps somewhere in a region.
+  fileprivate var rounds: Bool {
+    let region = (self as? Fused)?.epilogue.expression ?? (self as? Pointwise)?.expression
+    return region?.contains { (expression: ScalarExpr) in
+      switch expression {
+      case .unary(.round, _): true
+      case .cast(_, let type): type.isInteger
+      default: false
+      }
+    } ?? false
   }
 }
 

@@ -25,11 +25,14 @@ public struct ScalarQuantization: Hashable, Sendable {
   }
 
   /// `cast(round(max(low, min(high, steps))) + zeroPoint)`.
-  public var expression: ScalarExpr {
+  public var expression: ScalarExpr { .cast(rounded, type) }
+
+  /// The same whole number as a float.
+  public var rounded: ScalarExpr {
     let clamped = ScalarExpr.max(
       .const(Double(range.lowerBound)), .min(.const(Double(range.upperBound)), steps))
     let rounded = ScalarExpr.unary(.round, clamped)
-    return .cast(zeroPoint == 0 ? rounded : rounded + .const(Double(zeroPoint)), type)
+    return zeroPoint == 0 ? rounded : rounded + .const(Double(zeroPoint))
   }
 
   /// Reads an expression of that form; nil for any other.
@@ -46,24 +49,5 @@ public struct ScalarQuantization: Hashable, Sendable {
     else { return nil }
     self.init(steps: steps, zeroPoint: Int(zero), type: type)
     guard low == Double(range.lowerBound), high == Double(range.upperBound) else { return nil }
-  }
-}
-
-extension ScalarExpr {
-  /// The expression with quotients by constants as products with their reciprocals, which may differ in
-  /// the last place.
-  public func multiplyingByReciprocals() -> ScalarExpr {
-    switch self {
-    case .input, .const: self
-    case .binary(.divide, let a, .const(let divisor)) where divisor != 0:
-      a.multiplyingByReciprocals() * .const(1 / divisor)
-    case .unary(let function, let a): .unary(function, a.multiplyingByReciprocals())
-    case .cast(let a, let type): .cast(a.multiplyingByReciprocals(), type)
-    case .binary(let function, let a, let b):
-      .binary(function, a.multiplyingByReciprocals(), b.multiplyingByReciprocals())
-    case .select(let c, let a, let b):
-      .select(
-        c.multiplyingByReciprocals(), a.multiplyingByReciprocals(), b.multiplyingByReciprocals())
-    }
   }
 }

@@ -237,6 +237,21 @@ extension BinaryFunction {
 }
 
 extension ScalarExpr {
+  /// Whether the expression or a part of it satisfies a condition.
+  public func contains(where condition: (ScalarExpr) -> Bool) -> Bool {
+    if condition(self) { return true }
+    switch self {
+    case .input, .const: return false
+    case .unary(_, let a), .cast(let a, _): return a.contains(where: condition)
+    case .binary(_, let a, let b):
+      return a.contains(where: condition) || b.contains(where: condition)
+    case .select(let c, let a, let b):
+      return [c, a, b].contains { $0.contains(where: condition) }
+    }
+  }
+}
+
+extension ScalarExpr {
   /// Whether generated kernels have code for all functions in it, so that joining it to others gains.
   public var isInKernels: Bool {
     switch self {

@@ -15,7 +15,7 @@ import ApusTensor
 
 /// One value for all elements along some axes. The axes are an attribute, or operand 1 where they
 /// are known only at run time; without either all axes are reduced.
-public struct Reduce: Operator, PermutableOperator, DataDependentShape {
+public struct Reduce: Operator, PermutableOperator, DataDependentShape, TolerantOperator {
   public static let name = "Reduce"
   /// How elements are combined.
   public enum Function: String, Sendable, CaseIterable {
@@ -63,6 +63,16 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape {
     let list = given ?? axes ?? []
     if list.isEmpty { return noopWithEmptyAxes ? [] : Array(0..<rank) }
     return try Axis.resolved(list, rank: rank).sorted()
+  }
+
+  /// Sums of many numbers of both signs are small beside what was summed.
+  public func tolerance(_ type: DataType, inputs: [TensorType?]) -> Double {
+    let shape = inputs.first??.shape ?? []
+    let reduced = axes?.filter { shape.indices.contains($0 < 0 ? $0 + shape.count : $0) }
+      .map { shape[$0 < 0 ? $0 + shape.count : $0] } ?? shape
+    let count = Double(reduced.reduce(1, &*))
+    let roundings = type == .float64 ? 1e-12 : type == .bfloat16 ? 2e-2 : type == .float16 ? 2e-3 : 2e-6
+    return type.isFloat ? roundings * max(1, count.squareRoot() / 16) : 0
   }
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {

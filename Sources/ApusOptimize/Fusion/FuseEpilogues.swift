@@ -59,12 +59,12 @@ public struct FuseEpilogues: Pass {
       extras.append(operand)
       return .input(extras.count)
     }
-    // Behind exact sums one rounding more or less does not matter; a product is faster than a quotient.
-    let isExact = graph[value].type.tensor?.dataType == .int32
+    // Behind exact sums one rounding more or less does not matter.
+    let isExact = graph[node.inputs[0] ?? value].type.tensor?.dataType == .uint8
     let fused = Fused(
       anchor: anchor, anchorInputCount: anchorCount,
       epilogue: Epilogue(
-        isExact ? expression.multiplyingByReciprocals() : expression, extraCount: extras.count))
+        isExact ? expression.mergingScales() : expression, extraCount: extras.count))
     var patch = GraphPatch(rule: name, replacing: [id, readerID])
     let inputs = (node.inputs.prefix(anchorCount) + extras).map { id in
       id.map { GraphPatch.Reference.existing($0) }

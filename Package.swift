@@ -18,7 +18,8 @@ let base: [Target.Dependency] = ["ApusBase", "ApusTensor", "ApusGraph"]
 /// `base` and the operators.
 let core: [Target.Dependency] = base + ["ApusOps"]
 /// What users of the library import, with what it re-exports.
-let library: [Target.Dependency] = core + ["ApusEngine", "ApusONNX", "Apus"]
+let library: [Target.Dependency] =
+  core + ["ApusCalibration", "ApusEngine", "ApusONNX", "Apus"]
 
 /// The library targets in dependency order; ARCHITECTURE.md has the same table with a sentence each.
 let package = Package(
@@ -45,16 +46,20 @@ let package = Package(
       exclude: ["onnx.proto"],
       swiftSettings: settings),
     .target(name: "ApusONNX", dependencies: core + ["ApusProto"], swiftSettings: settings),
-    .target(name: "ApusOptimize", dependencies: core, swiftSettings: settings),
+    .target(
+      name: "ApusCalibration", dependencies: ["ApusBase", "ApusTensor"], swiftSettings: settings),
+    .target(name: "ApusOptimize", dependencies: core + ["ApusCalibration"], swiftSettings: settings),
     .target(name: "ApusKernel", dependencies: core, swiftSettings: settings),
     .target(name: "ApusX86", dependencies: ["ApusBase"], swiftSettings: settings),
     .target(
       name: "ApusCPU", dependencies: core + ["CApusShims", "ApusKernel", "ApusX86"], swiftSettings: settings),
     .target(
-      name: "ApusEngine", dependencies: core + ["ApusOptimize", "ApusKernel", "ApusCPU"],
+      name: "ApusEngine",
+      dependencies: core + ["ApusCalibration", "ApusOptimize", "ApusKernel", "ApusCPU"],
       swiftSettings: settings),
     .target(
-      name: "Apus", dependencies: core + ["ApusEngine", "ApusONNX"], swiftSettings: settings),
+      name: "Apus", dependencies: core + ["ApusCalibration", "ApusEngine", "ApusONNX"],
+      swiftSettings: settings),
     .systemLibrary(name: "CApus", path: "include"),
     .target(name: "ApusC", dependencies: library + ["CApus"], swiftSettings: settings),
     .executableTarget(

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 @_exported import ApusBase
+@_exported import ApusCalibration
 @_exported import ApusEngine
 @_exported import ApusGraph
 @_exported import ApusONNX

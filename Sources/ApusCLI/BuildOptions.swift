@@ -12,11 +12,28 @@ struct BuildOptions: ParsableArguments {
   @Option(help: "Precision of the kernels: fp32, bf16, fp16, int8 or auto.")
   var precision = "fp32"
 
-  @Option(help: "Calibration data for int8 (not available yet).")
+  @Option(help: "Samples for int8: FILE.npz, FILE.npy, a folder of them, or random:N.")
   var calibration: String?
 
-  @Option(help: "Calibrator: entropy, minmax, percentile or mse (not available yet).")
+  @Option(help: "How ranges are chosen: entropy, minmax, percentile, percentile:P or mse.")
   var calibrator: String?
+
+  @Option(help: "File with the ranges found: used when it exists, else written.")
+  var calibrationCache: String?
+
+  @Flag(help: "Leave calibration files out that cannot be used, with a warning.")
+  var skipBadCalibrationFiles = false
+
+  @Option(help: "Whether int8 weights take the scale with the smallest error: true or false.")
+  var weightClipping: String?
+
+  @Option(help: "Whether biases make up for the mean error of int8 weights: true or false.")
+  var biasCorrection: String?
+
+  @Option(
+    parsing: .singleValue,
+    help: ArgumentHelp("Precision of one layer.", valueName: "node=precision"))
+  var layerPrecision: [String] = []
 
   @Option(help: "CPU threads one inference may use; all cores by default.")
   var threads: Int?
@@ -50,11 +67,14 @@ struct BuildOptions: ParsableArguments {
     var result = BuilderConfiguration()
     let options: [(String, String?)] = [
       ("device", device), ("precision", precision), ("calibration", calibration),
-      ("calibrator", calibrator), ("threads", threads.map { "\($0)" }),
+      ("calibrator", calibrator), ("calibration-cache", calibrationCache),
+      ("weight-clipping", weightClipping), ("bias-correction", biasCorrection),
+      ("skip-bad-calibration-files", skipBadCalibrationFiles ? "true" : nil), ("threads", threads.map { "\($0)" }),
       ("batch", batch.map { "\($0)" }), ("workspace", workspace), ("timing-cache", timingCache),
       ("level", level.map { "\($0)" }), ("time-budget", timeBudget), ("optimize", optimize),
     ]
     for (name, text) in options { if let text { try result.set(name, to: text) } }
+    for text in layerPrecision { try result.set("layer-precision", to: text) }
     for text in shape { try result.set("shape", to: text) }
     return result
   }

@@ -22,6 +22,9 @@ public enum Log {
     line("apus[\(level)] \(message())")
   }
 
+  /// Prints what a user wants to know on standard error.
+  public static func info(_ message: String) { line("apus: \(message)") }
+
   /// Prints a warning.
   public static func warning(_ message: String) { line("apus: warning: \(message)") }
 

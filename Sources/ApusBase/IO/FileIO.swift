@@ -62,6 +62,29 @@ public enum FileIO {
 
   /// Whether something exists at `path`.
   public static func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
+
+  /// Whether `path` is a folder.
+  public static func isFolder(_ path: String) -> Bool {
+    var status = stat()
+    return stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR
+  }
+
+  /// The names in a folder, without those that begin with a dot, in no order.
+  public static func names(inFolder path: String) throws(ApusError) -> [String] {
+    guard let folder = opendir(path) else { throw FileError.because("cannot open", path) }
+    defer { closedir(folder) }
+    var names: [String] = []
+    while let entry = readdir(folder) {
+      let name = withUnsafePointer(to: &entry.pointee.d_name) { field in
+        field.withMemoryRebound(to: CChar.self, capacity: 1) { String(cString: $0) }
+      }
+      if !name.hasPrefix(".") { names.append(name) }
+    }
+    return names
+  }
+
+  /// Removes a file; nothing happens when there is none.
+  public static func remove(_ path: String) { unlink(path) }
 }
 
 private func Glibc_write(_ descriptor: Int32, _ base: UnsafeRawPointer, _ count: Int) -> Int {

@@ -12,6 +12,8 @@ public enum BuildPhase: String, Sendable, CaseIterable {
   case canonical
   /// Batch normalisation and scaling folded into the weights before them.
   case simplified
+  /// Rounding to bytes put where calibration says.
+  case calibrated
   /// Products rounded to a narrower type.
   case narrowed
   /// Convolutions and their neighbours in channels-last order.

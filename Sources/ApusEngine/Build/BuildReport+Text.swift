@@ -10,6 +10,8 @@ extension BuildReport {
   /// The text form.
   package var text: String {
     var lines = [["build", "\(importedNodeCount)", "\(optimizedNodeCount)", "\(totalSeconds)"]]
+    if !precision.isEmpty { lines.append(["precision", precision]) }
+    lines += notes.map { ["note", $0] }
     lines += phases.map { ["phase", $0.name, "\($0.seconds)"] }
     lines += rewrites.map { ["rewrite", $0.rule, "\($0.count)"] }
     lines += refusals.map { ["not-rewritten", $0.rule, $0.node, $0.reason] }
@@ -39,6 +41,8 @@ extension BuildReport {
       importedNodeCount = Int(fields[0]) ?? 0
       optimizedNodeCount = Int(fields[1]) ?? 0
       totalSeconds = Double(fields[2]) ?? 0
+    case ("precision", 1): precision = fields[0]
+    case ("note", 1): notes.append(fields[0])
     case ("phase", 2): phases.append((fields[0], Double(fields[1]) ?? 0))
     case ("rewrite", 2): rewrites.append((fields[0], Int(fields[1]) ?? 0))
     case ("not-rewritten", 3): refusals.append((fields[0], fields[1], fields[2]))

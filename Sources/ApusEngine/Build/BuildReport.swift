@@ -21,6 +21,10 @@ public struct BuildReport: Sendable {
     public var operations = 0.0
   }
 
+  /// The precision that was asked for.
+  public var precision = ""
+  /// What users of the engine should know.
+  public var notes: [String] = []
   /// Seconds by phase, in order.
   public var phases: [(name: String, seconds: Double)] = []
   /// Rewrites by pass or rule.
@@ -42,6 +46,8 @@ public struct BuildReport: Sendable {
   public var json: JSON {
     .object([
       ("total_seconds", .number(totalSeconds)),
+      ("precision", .string(precision)),
+      ("notes", .array(notes.map { .string($0) })),
       ("imported_nodes", .int(importedNodeCount)),
       ("optimized_nodes", .int(optimizedNodeCount)),
       (

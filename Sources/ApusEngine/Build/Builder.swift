@@ -10,9 +10,9 @@ import ApusTensor
 
 /// Builds engines: optimises a network, chooses a tactic for every problem, packs the constants.
 public struct Builder: Sendable {
-  private let configuration: BuilderConfiguration
+  let configuration: BuilderConfiguration
   private let chosenBackend: (any Backend)?
-  private let progress: ProgressHandler?
+  let progress: ProgressHandler?
 
   /// A builder.
   ///
@@ -28,7 +28,7 @@ public struct Builder: Sendable {
     self.progress = progress
   }
 
-  private func backend() throws(ApusError) -> any Backend {
+  func backend() throws(ApusError) -> any Backend {
     if let chosenBackend { return chosenBackend }
     return try Devices.backend(
       for: configuration.device, threadCount: configuration.threadCount)
@@ -39,20 +39,30 @@ public struct Builder: Sendable {
   /// - Throws: `not-yet-supported` for a precision that this version lacks, `invalid-argument` for a
   ///   configuration that does not fit the network, `resource-limit` when the workspace is too small.
   public func build(_ network: consuming Graph) throws(ApusError) -> Engine {
-    try checkPrecision(network)
     let start = Clock.seconds
     let backend = try backend()
     if configuration.isReference {
       let library = KernelLibrary(backend: backend, selections: TimingCache())
       return Engine(graph: network, library: library, report: BuildReport(), isReference: true)
     }
+    let precisions = try precisions(for: network, backend.traits)
+    return try build(network, precisions, backend, start)
+  }
+
+  /// Builds an engine whose precisions are chosen.
+  func build(
+    _ network: consuming Graph, _ precisions: LayerPrecisions, _ backend: any Backend,
+    _ start: Double
+  ) throws(ApusError) -> Engine {
     var graph = network
     var report = BuildReport()
+    report.precision = precisions.usual.rawValue
+    report.notes += precisions.notes
     let types = try TunedShapes(configuration).types(of: graph)
     if !configuration.shapes.isEmpty || configuration.batch != nil {
       try TunedShapes(configuration).checkRanges(graph)
     }
-    var pipeline = Pipeline(backend.traits, precision: configuration.precision)
+    var pipeline = Pipeline(Pipeline.phases(for: backend.traits, precisions))
     try pipeline.run(&graph, report: &report)
     let library = try tune(graph, types, backend, start, &report)
     let packing = Clock.seconds
@@ -73,30 +83,11 @@ public struct Builder: Sendable {
     var graph = network
     var report = BuildReport()
     let types = try TunedShapes(configuration).types(of: graph)
-    var pipeline = Pipeline(backend.traits, precision: configuration.precision)
+    let precisions = try precisions(for: network, backend.traits)
+    var pipeline = Pipeline(Pipeline.phases(for: backend.traits, precisions))
     try pipeline.run(&graph, report: &report)
     _ = try tune(graph, types, backend, Clock.seconds, &report)
     return report.tuned
-  }
-
-  /// Networks that are quantised already follow their own scales at `fp32` and `int8` alike.
-  private func checkPrecision(_ network: Graph) throws(ApusError) {
-    let precision = configuration.precision
-    if precision == .fp32 { return }
-    if precision == .bf16 {
-      if !(try backend().traits.fastTypes.contains(.bfloat16)) {
-        Log.warning("this device has no instructions for bf16: the engine computes in fp32")
-      }
-      return
-    }
-    let isQuantized = network.nodes.contains { network[$0].op is DequantizeLinear }
-    if precision == .int8 && isQuantized { return }
-    throw ApusError(
-      .notYetSupported,
-      precision == .int8
-        ? "precision 'int8' is not available in this version yet for networks without QuantizeLinear"
-        : "precision '\(precision.rawValue)' is not available in this version yet",
-      hint: "build with --precision fp32")
   }
 
   private func tune(

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusCalibration
 
 extension BuilderConfiguration {
   /// Sets an option by the name and text that `apus build --NAME TEXT` takes; the C interface and
@@ -26,8 +27,19 @@ extension BuilderConfiguration {
         throw OptionText.unusable(option, text, "full or reference")
       }
       isReference = text == "reference"
-    case "calibration", "calibrator":
-      throw ApusError(.notYetSupported, "the option '\(option)' is not supported yet")
+    case "calibration": calibration = try CalibrationSource(text)
+    case "calibration-cache": calibrationCachePath = text
+    case "skip-bad-calibration-files": skipsBadCalibrationFiles = try OptionText.flag(option, text)
+    case "weight-clipping": quantization.searchesWeightClipping = try OptionText.flag(option, text)
+    case "bias-correction": quantization.correctsBias = try OptionText.flag(option, text)
+    case "calibrator":
+      guard let known = Calibrator(text) else {
+        throw OptionText.unusable(option, text, "entropy, minmax, percentile, percentile:P or mse")
+      }
+      chosenCalibrator = known
+    case "layer-precision":
+      let (name, precision) = try OptionText.layerPrecision(text)
+      layerPrecisions[name] = precision
     default:
       throw ApusError(
         .invalidArgument, "there is no option '\(option)'",
@@ -38,7 +50,8 @@ extension BuilderConfiguration {
   /// The names that `set` takes.
   public static let optionNames = [
     "device", "precision", "threads", "batch", "shape", "workspace", "timing-cache", "level",
-    "time-budget", "optimize",
+    "time-budget", "optimize", "calibration", "calibrator", "calibration-cache",
+    "skip-bad-calibration-files", "weight-clipping", "bias-correction", "layer-precision",
   ]
 }
 
@@ -55,6 +68,22 @@ enum OptionText {
       throw unusable(option, text, "a whole number from \(range.lowerBound) to \(range.upperBound)")
     }
     return value
+  }
+
+  static func flag(_ option: String, _ text: String) throws(ApusError) -> Bool {
+    guard let value = Bool(text) else { throw unusable(option, text, "true or false") }
+    return value
+  }
+
+  /// `NODE=PRECISION`.
+  static func layerPrecision(_ text: String) throws(ApusError) -> (
+    String, BuilderConfiguration.Precision
+  ) {
+    guard let mark = text.lastIndex(of: "="),
+      let precision = BuilderConfiguration.Precision(
+        rawValue: String(text[text.index(after: mark)...])), precision != .auto
+    else { throw unusable("layer-precision", text, "NODE=fp32, NODE=bf16, NODE=fp16 or NODE=int8") }
+    return (String(text[..<mark]), precision)
   }
 
   static func seconds(_ option: String, _ text: String) throws(ApusError) -> Double {

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusCalibration
+import ApusOptimize
 
 /// What a build is asked for.
 public struct BuilderConfiguration: Sendable {
@@ -43,11 +45,28 @@ public struct BuilderConfiguration: Sendable {
   public var workspaceLimit: Int?
   /// A timing cache file to start from and to add to.
   public var timingCachePath: String?
+  /// Samples for int8, of what the network will see.
+  public var calibration: CalibrationSource?
+  /// How ranges are chosen from them; nil for `entropy`, or for whatever a cache was made by.
+  public var chosenCalibrator: Calibrator?
+  /// A file with the ranges: used when it exists, else written.
+  public var calibrationCachePath: String?
+  /// Ranges that were found already; they go before data and cache.
+  public var calibrationTable: CalibrationTable?
+  /// Whether calibration files that cannot be used are left out with a warning.
+  public var skipsBadCalibrationFiles = false
+  /// What is done to weights and biases when they become int8.
+  public var quantization = QuantizationOptions()
+  /// The precision of single layers by the names of their nodes; the others take `precision`.
+  public var layerPrecisions: [String: Precision] = [:]
   /// Runs the network by the reference interpreter: no pass, no kernel.
   public var isReference = false
 
   /// The default configuration.
   public init() {}
+
+  /// The calibrator for new calibrations.
+  public var calibrator: Calibrator { chosenCalibrator ?? .entropy }
 }
 
 /// What a long build reports.

@@ -252,6 +252,13 @@ package struct SeededGenerator: RandomNumberGenerator {
     return z ^ (z >> 31)
   }
 
+  /// A tensor for an input nobody gave data for: integers are 0 or 1, as they may be indices.
+  package mutating func sample(_ type: DataType, shape: [Int]) throws(ApusError) -> Tensor {
+    guard type.isInteger else { return try tensor(type, shape: shape) }
+    let count = try Tensor.checkedCount(shape)
+    return try Tensor((0..<count).map { _ in Int64(integer(below: 2)) }, type, shape: shape)
+  }
+
   /// A number below `bound`.
   package mutating func integer(below bound: Int) -> Int { Int(next() % UInt64(bound)) }
 

@@ -18,12 +18,25 @@ struct Pipeline {
     var rounds = 8
   }
 
-  /// The phases for a device: which types it multiplies fast decides how quantised networks are seen,
+  /// The phases before anything is rounded: what calibration watches, and where precisions are chosen.
+  static func preparing(_ traits: DeviceTraits) -> [Phase] {
+    (traits.fastTypes.contains(.int8) ? quantized : []) + simplifying
+  }
+
+  /// All phases for a device: which types it multiplies fast decides how quantised networks are seen,
   /// and whether others are rounded.
-  static func phases(for traits: DeviceTraits, _ precision: BuilderConfiguration.Precision) -> [Phase] {
-    let isNarrow = precision == .bf16 && traits.fastTypes.contains(.bfloat16)
-    return (traits.fastTypes.contains(.int8) ? quantized : []) + simplifying
-      + (isNarrow ? [narrowing] : []) + fusing
+  static func phases(for traits: DeviceTraits, _ precisions: LayerPrecisions = LayerPrecisions())
+    -> [Phase]
+  {
+    var phases = preparing(traits)
+    if let insertion = precisions.insertion, traits.fastTypes.contains(.int8) {
+      phases.append(Phase(phase: .calibrated, passes: [insertion, InferTypes()], rounds: 1))
+      phases += quantized + simplifying
+    }
+    if let narrowing = precisions.narrowing, traits.fastTypes.contains(.bfloat16) {
+      phases.append(Self.narrowing(narrowing))
+    }
+    return phases + fusing
   }
 
   /// Quantised products become products of integers before their weights are folded into floats.
@@ -61,17 +74,19 @@ struct Pipeline {
       ]),
   ]
 
-  private static let narrowing = Phase(
-    phase: .narrowed,
-    passes: [
-      UseBFloat16(),
-      FoldConstants(),
-      PushRoundingUp(),
-      MergeCommonSubexpressions(),
-      ShareRoundedValues(),
-      RemoveDeadNodes(),
-      InferTypes(),
-    ])
+  private static func narrowing(_ pass: UseBFloat16) -> Phase {
+    Phase(
+      phase: .narrowed,
+      passes: [
+        pass,
+        FoldConstants(),
+        PushRoundingUp(),
+        MergeCommonSubexpressions(),
+        ShareRoundedValues(),
+        RemoveDeadNodes(),
+        InferTypes(),
+      ])
+  }
 
   private static let fusing: [Phase] = [
     Phase(
@@ -99,10 +114,8 @@ struct Pipeline {
   private var dumper = GraphDumper()
   private let phases: [Phase]
 
-  /// The phases for engines of this precision on this device.
-  init(_ traits: DeviceTraits, precision: BuilderConfiguration.Precision) {
-    phases = Self.phases(for: traits, precision)
-  }
+  /// A pipeline of these phases.
+  init(_ phases: [Phase]) { self.phases = phases }
 
   /// Runs every phase on the graph and on the bodies of its control-flow operators.
   mutating func run(_ graph: inout Graph, report: inout BuildReport) throws(ApusError) {

@@ -17,13 +17,7 @@ extension Engine {
     let types = try TunedShapes(configuration).types(of: graph)
     for (binding, type) in zip(inputs, types) {
       guard let tensor = type.tensor, let shape = tensor.shape else { continue }
-      if tensor.dataType.isInteger {
-        let count = try Tensor.checkedCount(shape)
-        let values = (0..<count).map { _ in Int64(generator.integer(below: 2)) }
-        result[binding.name] = try Tensor(values, tensor.dataType, shape: shape)
-      } else {
-        result[binding.name] = try generator.tensor(tensor.dataType, shape: shape)
-      }
+      result[binding.name] = try generator.sample(tensor.dataType, shape: shape)
     }
     return result
   }

@@ -14,8 +14,11 @@ import ApusTensor
 public struct UseBFloat16: Pass {
   public let name = "UseBFloat16"
 
+  /// The products to round.
+  public let layers: LayerChoice
+
   /// Creates the pass.
-  public init() {}
+  public init(choosing layers: LayerChoice = .all) { self.layers = layers }
 
   public func run(on graph: inout Graph, in context: PassContext) throws(ApusError) -> Int {
     var count = 0
@@ -31,7 +34,7 @@ public struct UseBFloat16: Pass {
     _ id: NodeID, _ graph: inout Graph, _ rounded: inout [ValueID: ValueID], _ context: PassContext
   ) throws(ApusError) -> Bool {
     let node = graph[id]
-    guard let op = narrowForm(node, graph), let x = node.inputs[0],
+    guard layers.contains(node.name), let op = narrowForm(node, graph), let x = node.inputs[0],
       let weights = node.inputs[1].flatMap({ graph[$0].constant }),
       let rank = graph[node.outputs[0]].type.tensor?.rank,
       context.claim(name, node.name)

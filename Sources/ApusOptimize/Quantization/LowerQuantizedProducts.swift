@@ -37,7 +37,7 @@ public struct LowerQuantizedProducts: Pass {
     -> Bool
   {
     let node = graph[id]
-    guard let product = integerForm(node, graph), node.inputs.count >= 2,
+    guard let product = IntegerProduct.form(of: node, graph), node.inputs.count >= 2,
       let xID = node.inputs[0], let source = graph[xID].producer,
       graph[source].op is DequantizeLinear, let x = graph[source].inputs[0],
       let parameters = QuantizationParameters(graph[source], graph), parameters.type == .uint8,
@@ -86,26 +86,6 @@ public struct LowerQuantizedProducts: Pass {
       node.outputs[0], with: patch.add(Pointwise(expression: y, resultType: .float32), operands))
     try patch.apply(to: &graph)
     return true
-  }
-
-  /// The operator on bytes, given the zero point of its left side; nil for what has no kernel on bytes.
-  private func integerForm(_ node: Node, _ graph: Graph) -> ((Int) -> any Operator)? {
-    if let conv = node.op as? Conv, conv.sumType == nil, !conv.isChannelsLast {
-      let x = node.inputs[0].flatMap { graph[$0].type.tensor?.dims }
-      guard let channels = x?.dropFirst().first?.value, let rank = x?.count, rank <= 4,
-        conv.group == 1 || conv.group < channels
-      else { return nil }
-      return { zero in
-        var copy = conv
-        copy.sumType = .int32
-        copy.padValue = zero
-        return copy
-      }
-    }
-    if let product = node.op as? MatMul, product.sumType == nil {
-      return { _ in MatMul(sumType: .int32) }
-    }
-    return nil
   }
 
   private func weights(_ value: ValueID?, isConv: Bool, _ graph: Graph) throws(ApusError) -> Weights? {

@@ -1,0 +1,67 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusCalibration
+import ApusTensor
+
+/// What an interrupted calibration leaves beside its cache, so that the next one goes on from there.
+extension Calibration {
+  private static let header = "apus calibration state 1"
+
+  /// The state after the batches so far.
+  var stateText: String {
+    var lines = [
+      Self.header, "model\t\(Checksum.hex(modelHash))",
+      "seen\t\(batchCount)\t\(sampleCount)\t\(Checksum.hex(seen.value))",
+    ]
+    lines += watched.map { "tensor\t\($0.name)\t\($0.histogram.text)" }
+    lines += operands.map {
+      "means\t\($0.name)\t\($0.means.count)\t\($0.means.sums.map { "\($0)" }.joined(separator: " "))"
+    }
+    return lines.joined(separator: "\n") + "\n"
+  }
+
+  /// What a state says about the data it is from.
+  struct Progress {
+    let batchCount: Int
+    let sampleCount: Int
+    let seen: UInt64
+  }
+
+  /// Takes over the counts of a state; nil, with nothing changed, when it is damaged or of another
+  /// network.
+  func restore(_ text: String) -> Progress? {
+    var histograms: [String: MagnitudeHistogram] = [:]
+    var means: [String: ChannelMeans] = [:]
+    var progress: Progress?
+    var lines = text.split(separator: "\n").map(String.init)[...]
+    guard lines.popFirst() == Self.header else { return nil }
+    for line in lines {
+      let fields = line.split(separator: "\t", omittingEmptySubsequences: false).map(String.init)
+      switch (fields[0], fields.count) {
+      case ("model", 2):
+        guard fields[1] == Checksum.hex(modelHash) else { return nil }
+      case ("seen", 4):
+        guard let batches = Int(fields[1]), let samples = Int(fields[2]),
+          let seen = UInt64(fields[3], radix: 16), batches >= 0, samples >= 0
+        else { return nil }
+        progress = Progress(batchCount: batches, sampleCount: samples, seen: seen)
+      case ("tensor", 3):
+        guard let histogram = MagnitudeHistogram(parsing: fields[2]) else { return nil }
+        histograms[fields[1]] = histogram
+      case ("means", 4):
+        let sums = fields[3].split(separator: " ").map { Double($0) }
+        guard let count = Int(fields[2]), !sums.contains(nil) else { return nil }
+        means[fields[1]] = ChannelMeans(sums: sums.compactMap { $0 }, count: count)
+      default: return nil
+      }
+    }
+    guard let progress, watched.allSatisfy({ histograms[$0.name] != nil }),
+      operands.allSatisfy({ means[$0.name] != nil })
+    else { return nil }
+    for index in watched.indices { watched[index].histogram = histograms[watched[index].name]! }
+    for index in operands.indices { operands[index].means = means[operands[index].name]! }
+    return progress
+  }
+}

@@ -1,0 +1,218 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusCalibration
+import ApusGraph
+import ApusOps
+import ApusOptimize
+import ApusTensor
+
+/// Watches a network in single precision over samples and finds the ranges of the tensors that int8
+/// kernels will read.
+///
+/// Only those are watched: nothing between a convolution and its activation, and one tensor where
+/// others are only moved out of it. What is kept of a batch is its histograms, so that memory does not
+/// grow with the number of batches and their order does not matter.
+public final class Calibration {
+  /// A tensor whose range is wanted.
+  struct Watched {
+    let name: String
+    var histogram = MagnitudeHistogram()
+  }
+
+  /// The left side of a product: whose range it has, and the means of its channels.
+  struct Operand {
+    let name: String
+    let root: String
+    let axis: Int
+    var means = ChannelMeans()
+  }
+
+  /// How ranges are chosen.
+  public let calibrator: Calibrator
+  /// The checksum of the network.
+  public let modelHash: UInt64
+  /// How many samples were seen.
+  public internal(set) var sampleCount = 0
+  /// Batches that are in the histograms.
+  public internal(set) var batchCount = 0
+  /// The checksum over all inputs that were seen: what a resumed calibration must see again.
+  var seen = Checksum()
+  var watched: [Watched]
+  var operands: [Operand]
+  private let context: ExecutionContext?
+  /// The network's inputs.
+  public let inputs: [Engine.Binding]
+
+  /// Prepares a network.
+  ///
+  /// - Parameter configuration: Device, threads, batch and shapes; its precision does not matter.
+  /// - Throws: as `Builder.build`.
+  public init(
+    _ network: Graph, _ configuration: BuilderConfiguration = BuilderConfiguration(),
+    calibrator: Calibrator? = nil
+  ) throws(ApusError) {
+    self.calibrator = calibrator ?? configuration.calibrator
+    modelHash = try ModelHash.of(network)
+    inputs = network.inputs.map { Engine.Binding(name: network[$0].name, type: network[$0].type) }
+    var configuration = configuration
+    configuration.precision = .fp32
+    configuration.level = min(configuration.level, 1)
+    let backend = try Devices.backend(
+      for: configuration.device, threadCount: configuration.threadCount)
+    var graph = network
+    var pipeline = Pipeline(Pipeline.preparing(backend.traits))
+    var report = BuildReport()
+    try pipeline.run(&graph, report: &report)
+    (watched, operands) = try Self.watch(&graph)
+    context = watched.isEmpty ? nil : try Builder(configuration).build(graph).makeContext()
+  }
+
+  /// Makes what is to be watched a result of the network.
+  private static func watch(_ graph: inout Graph) throws(ApusError) -> ([Watched], [Operand]) {
+    var watched: [Watched] = []
+    var operands: [Operand] = []
+    var exported: Set<String> = []
+    for product in try QuantizableProducts(graph).products {
+      let (name, root) = (graph[product.input].name, graph[product.root].name)
+      for value in [product.root, product.input] where exported.insert(graph[value].name).inserted {
+        guard !graph.inputs.contains(value) else { continue }
+        graph.addOutput(value, name: exportName(graph[value].name))
+      }
+      if !watched.contains(where: { $0.name == root }) {
+        watched.append(Watched(name: root))
+      }
+      guard !operands.contains(where: { $0.name == name }) else { continue }
+      let rank = graph[product.input].type.tensor?.rank ?? 2
+      operands.append(
+        Operand(name: name, root: root, axis: graph[product.node].op is Conv ? 1 : rank - 1))
+    }
+    return (watched, operands)
+  }
+
+  /// A result of the network may bear the tensor's own name already.
+  private static func exportName(_ name: String) -> String { "calibrated:\(name)" }
+
+  /// Runs a batch and counts what it makes.
+  ///
+  /// - Throws: `invalid-argument` for inputs that do not fit, are empty, or hold what is not a finite
+  ///   number, and when a tensor of the network overflows; what was counted before stays.
+  public func add(_ inputs: [String: Tensor]) throws(ApusError) {
+    try check(inputs)
+    if let context {
+      let results = try context.run(inputs)
+      func value(_ name: String) -> Tensor? {
+        inputs[name] ?? results[Self.exportName(name)]
+      }
+      for tensor in watched {
+        if let value = value(tensor.name) { try checkFinite(value, tensor.name) }
+      }
+      for index in watched.indices {
+        guard let value = value(watched[index].name) else { continue }
+        value.withElements(of: Float.self) { watched[index].histogram.add($0) }
+      }
+      for index in operands.indices {
+        guard let value = value(operands[index].name) else { continue }
+        operands[index].means.add(value, axis: operands[index].axis)
+      }
+    }
+    note(inputs)
+  }
+
+  /// Counts a batch as seen.
+  private func note(_ inputs: [String: Tensor]) {
+    for name in inputs.keys.sorted() { if let tensor = inputs[name] { seen.update(tensor.bytes) } }
+    batchCount += 1
+    sampleCount += Self.samples(in: inputs)
+  }
+
+  /// The size of the first axis of the first input that has one.
+  static func samples(in inputs: [String: Tensor]) -> Int {
+    inputs.sorted { $0.key < $1.key }.lazy.compactMap { $0.value.shape.first }.first ?? 1
+  }
+
+  private func check(_ inputs: [String: Tensor]) throws(ApusError) {
+    for (name, tensor) in inputs.sorted(by: { $0.key < $1.key }) {
+      guard tensor.count > 0 else {
+        throw ApusError(
+          .invalidArgument, "the calibration data for input '\(name)' is empty: \(tensor.type)")
+      }
+      if tensor.dataType == .float32 { try checkFinite(tensor, name) }
+    }
+  }
+
+  private func checkFinite(_ tensor: Tensor, _ name: String) throws(ApusError) {
+    guard tensor.dataType == .float32 else { return }
+    let broken = tensor.withElements(of: Float.self) { values in
+      var broken = 0
+      for value in values where !value.isFinite { broken &+= 1 }
+      return broken
+    }
+    guard broken == 0 else {
+      let isInput = inputs.contains { $0.name == name }
+      throw ApusError(
+        .invalidArgument,
+        isInput
+          ? "the calibration data for input '\(name)' has \(broken) elements that are NaN or infinite"
+          : "the network makes \(broken) elements of '\(name)' NaN or infinite from this calibration data",
+        hint: "look at the data: is it preprocessed as the network expects?")
+    }
+  }
+
+  /// Chooses the ranges.
+  ///
+  /// - Throws: `invalid-argument` when no batch was added.
+  public func finish() throws(ApusError) -> CalibrationTable {
+    guard batchCount > 0 else {
+      throw ApusError(
+        .invalidArgument, "there is no calibration data: not one sample was given",
+        hint: "give some hundred samples of what the network will see")
+    }
+    var ranges: [String: ActivationRange] = [:]
+    for tensor in watched {
+      ranges[tensor.name] = calibrator.range(of: tensor.histogram)
+      if tensor.histogram.largest == 0 {
+        Log.warning("'\(tensor.name)' is zero in all calibration data: what reads it keeps single precision")
+      }
+    }
+    var table = CalibrationTable(
+      entries: [:], calibrator: calibrator, modelHash: modelHash, sampleCount: sampleCount)
+    for operand in operands {
+      guard let range = ranges[operand.root] else { continue }
+      table.entries[operand.name] = CalibrationTable.Entry(
+        range: range, channelMeans: operand.means.values)
+    }
+    return table
+  }
+}
+
+/// The means of the channels of a tensor over batches.
+struct ChannelMeans {
+  var sums: [Double] = []
+  var count = 0
+
+  /// Adds a batch; sizes of a tensor of another number of channels are passed over.
+  mutating func add(_ tensor: Tensor, axis: Int) {
+    guard axis < tensor.rank, tensor.dataType == .float32 else { return }
+    let channels = tensor.shape[axis]
+    let inner = tensor.shape[(axis + 1)...].reduce(1, *)
+    let outer = tensor.shape[..<axis].reduce(1, *)
+    if sums.isEmpty { sums = Array(repeating: 0, count: channels) }
+    guard sums.count == channels else { return }
+    tensor.withElements(of: Float.self) { values in
+      for block in 0..<outer {
+        for channel in 0..<channels {
+          let start = (block * channels + channel) * inner
+          var sum: Float = 0
+          for index in start..<start + inner { sum += values[index] }
+          sums[channel] += Double(sum)
+        }
+      }
+    }
+    count += outer * inner
+  }
+
+  /// The means; empty when nothing was added.
+  var values: [Double] { count == 0 ? [] : sums.map { $0 / Double(count) } }
+}

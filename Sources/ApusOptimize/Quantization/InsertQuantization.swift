@@ -1,0 +1,111 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusCalibration
+import ApusGraph
+import ApusOps
+import ApusTensor
+
+/// Puts `QuantizeLinear` and `DequantizeLinear` around the left sides of products whose ranges are
+/// known, and rounds their weights: the network then is as if it had come quantised.
+///
+/// A value is rounded once. Pointwise operators that read it beside a product (the addition around a
+/// residual block) read the rounded form, so that it is stored as bytes only.
+public struct InsertQuantization: Pass {
+  public let name = "InsertQuantization"
+  /// The ranges by the names of the tensors.
+  public let table: CalibrationTable
+  /// The products to round.
+  public let layers: LayerChoice
+  /// What to do about weights and biases.
+  public let options: QuantizationOptions
+
+  /// Creates the pass.
+  public init(
+    _ table: CalibrationTable, choosing layers: LayerChoice = .all,
+    _ options: QuantizationOptions = QuantizationOptions()
+  ) {
+    self.table = table
+    self.layers = layers
+    self.options = options
+  }
+
+  public func run(on graph: inout Graph, in context: PassContext) throws(ApusError) -> Int {
+    var count = 0
+    var rounded: [ValueID: ValueID] = [:]
+    for product in try QuantizableProducts(graph).products {
+      let node = graph[product.node]
+      guard layers.contains(node.name) else {
+        context.refuse(name, node.name, because: "another precision is chosen for it")
+        continue
+      }
+      guard let entry = table.entries[graph[product.input].name], !entry.range.isEmpty else {
+        context.refuse(
+          name, node.name, because: "the range of '\(graph[product.input].name)' is not known")
+        continue
+      }
+      guard context.claim(name, node.name) else { continue }
+      let x = try quantized(product.input, entry.range, &rounded, &graph)
+      try round(product.node, x, entry, &graph)
+      count += 1
+    }
+    return count
+  }
+
+  /// The rounded form of a value, made once.
+  private func quantized(
+    _ value: ValueID, _ range: ActivationRange, _ rounded: inout [ValueID: ValueID],
+    _ graph: inout Graph
+  ) throws(ApusError) -> ValueID {
+    if let known = rounded[value] { return known }
+    let name = graph[value].name
+    let readers = Set(graph[value].consumers)
+    let scale = graph.addConstant(
+      graph.uniqueName("\(name).scale"), try Tensor([range.scale], .float32, shape: []))
+    let zero = graph.addConstant(
+      graph.uniqueName("\(name).zero_point"), try Tensor([Int64(range.zeroPoint)], .uint8, shape: []))
+    let q = try graph.add(
+      QuantizeLinear(outputType: .uint8), [value, scale, zero], name: "\(name).quantize")
+    let result = try graph.add(DequantizeLinear(), [q[0], scale, zero], name: "\(name).dequantize")
+    rounded[value] = result[0]
+    for reader in readers.sorted() where graph[reader].op is any PointwiseOperator {
+      for index in graph[reader].inputs.indices where graph[reader].inputs[index] == value {
+        graph.setInput(reader, index, to: result[0])
+      }
+    }
+    return result[0]
+  }
+
+  /// Rounds the weights of a product and gives it the rounded left side.
+  private func round(
+    _ id: NodeID, _ x: ValueID, _ entry: CalibrationTable.Entry, _ graph: inout Graph
+  ) throws(ApusError) {
+    let node = graph[id]
+    guard let weightsID = node.inputs[1], let weights = graph[weightsID].constant else { return }
+    let axis = node.op is Conv ? 0 : 1
+    let result = try WeightQuantization.perChannel(
+      weights, axis: axis, searchesClipping: options.searchesWeightClipping)
+    let bytes = graph.addConstant(graph.uniqueName("\(node.name).weights"), result.bytes)
+    let scales = graph.addConstant(graph.uniqueName("\(node.name).scales"), result.scales)
+    let back = try graph.add(
+      DequantizeLinear(axis: axis), [bytes, scales], name: "\(node.name).dequantize_weights")
+    graph.setInput(id, 0, to: x)
+    graph.setInput(id, 1, to: back[0])
+    if options.correctsBias {
+      try BiasCorrection(weights, result, axis: axis).apply(
+        to: id, means: entry.channelMeans, &graph)
+    }
+  }
+}
+
+/// What is done to weights and biases when a network is quantised.
+public struct QuantizationOptions: Sendable, Hashable {
+  /// Whether each channel's weights take the scale with the smallest mean square error.
+  public var searchesWeightClipping = false
+  /// Whether biases make up for what rounding the weights shifts the mean of the results by.
+  public var correctsBias = true
+
+  /// The usual options.
+  public init() {}
+}

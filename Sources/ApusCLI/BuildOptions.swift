@@ -24,8 +24,20 @@ struct BuildOptions: ParsableArguments {
   @Flag(help: "Leave calibration files out that cannot be used, with a warning.")
   var skipBadCalibrationFiles = false
 
+  @Option(help: "What --precision auto may cost: points of top-1, or percent of the results' energy.")
+  var accuracyBudget: String?
+
+  @Option(help: "What the budget limits: top1 (classifiers) or noise.")
+  var accuracyMetric: String?
+
+  @Option(help: "A .npy file with the class of each calibration sample, in order.")
+  var labels: String?
+
   @Option(help: "Whether int8 weights take the scale with the smallest error: true or false.")
   var weightClipping: String?
+
+  @Option(help: "Whether channels are scaled so that small ones keep their detail: true or false.")
+  var equalize: String?
 
   @Option(help: "Whether biases make up for the mean error of int8 weights: true or false.")
   var biasCorrection: String?
@@ -68,7 +80,9 @@ struct BuildOptions: ParsableArguments {
     let options: [(String, String?)] = [
       ("device", device), ("precision", precision), ("calibration", calibration),
       ("calibrator", calibrator), ("calibration-cache", calibrationCache),
+      ("accuracy-budget", accuracyBudget), ("accuracy-metric", accuracyMetric), ("labels", labels),
       ("weight-clipping", weightClipping), ("bias-correction", biasCorrection),
+      ("equalize", equalize),
       ("skip-bad-calibration-files", skipBadCalibrationFiles ? "true" : nil), ("threads", threads.map { "\($0)" }),
       ("batch", batch.map { "\($0)" }), ("workspace", workspace), ("timing-cache", timingCache),
       ("level", level.map { "\($0)" }), ("time-budget", timeBudget), ("optimize", optimize),

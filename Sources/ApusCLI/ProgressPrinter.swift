@@ -27,8 +27,9 @@ final class ProgressPrinter: Sendable {
       return true
     }
     guard isDue else { return }
-    var text = "\(progress.phase): \(progress.done)/\(progress.total) problems"
-    text += ", \(progress.timed) tactics timed, \(Terminal.fixed(progress.elapsedSeconds, 1)) s"
+    var text = "\(progress.phase): \(progress.done)/\(progress.total)"
+    if progress.phase == "tuned" { text += " problems, \(progress.timed) tactics timed" }
+    text += ", \(Terminal.fixed(progress.elapsedSeconds, 1)) s"
     if let rest = progress.remainingSeconds, !isLast {
       text += ", about \(Terminal.fixed(rest, 0)) s left"
     }

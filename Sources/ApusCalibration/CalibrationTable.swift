@@ -22,6 +22,8 @@ public struct CalibrationTable: Sendable, Hashable {
 
   /// The tensors by name.
   public var entries: [String: Entry]
+  /// What the channels were scaled by before; the ranges are those of the scaled tensors.
+  public var scaling = ChannelScaling()
   /// How the ranges were chosen.
   public var calibrator: Calibrator
   /// The checksum of the network they were found with.
@@ -57,6 +59,7 @@ public struct CalibrationTable: Sendable, Hashable {
       let means = entry.channelMeans.map { "\(Float($0))" }.joined(separator: " ")
       return "tensor\t\(name)\t\(range.lower)\t\(range.upper)\t\(range.scale)\t\(range.zeroPoint)\t\(means)"
     }.sorted()
+    lines += scaling.lines
     return lines.joined(separator: "\n") + "\n"
   }
 
@@ -100,6 +103,7 @@ public struct CalibrationTable: Sendable, Hashable {
       else { return false }
       entries[fields[1]] = Entry(
         range: ActivationRange(lower: lower, upper: upper), channelMeans: means.compactMap { $0 })
+    case ("divide", 3), ("multiply", 3): return scaling.read(fields[0], fields[1], fields[2])
     default: return false
     }
     return true

@@ -12,6 +12,7 @@ extension BuildReport {
     var lines = [["build", "\(importedNodeCount)", "\(optimizedNodeCount)", "\(totalSeconds)"]]
     if !precision.isEmpty { lines.append(["precision", precision]) }
     lines += notes.map { ["note", $0] }
+    lines += layers.map { ["layer"] + $0.fields }
     lines += phases.map { ["phase", $0.name, "\($0.seconds)"] }
     lines += rewrites.map { ["rewrite", $0.rule, "\($0.count)"] }
     lines += refusals.map { ["not-rewritten", $0.rule, $0.node, $0.reason] }
@@ -42,6 +43,7 @@ extension BuildReport {
       optimizedNodeCount = Int(fields[1]) ?? 0
       totalSeconds = Double(fields[2]) ?? 0
     case ("precision", 1): precision = fields[0]
+    case ("layer", 5): if let layer = LayerRecord(fields: fields) { layers.append(layer) }
     case ("note", 1): notes.append(fields[0])
     case ("phase", 2): phases.append((fields[0], Double(fields[1]) ?? 0))
     case ("rewrite", 2): rewrites.append((fields[0], Int(fields[1]) ?? 0))

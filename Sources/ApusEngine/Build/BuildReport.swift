@@ -25,6 +25,8 @@ public struct BuildReport: Sendable {
   public var precision = ""
   /// What users of the engine should know.
   public var notes: [String] = []
+  /// Why layers have the precisions they have.
+  public var layers: [LayerRecord] = []
   /// Seconds by phase, in order.
   public var phases: [(name: String, seconds: Double)] = []
   /// Rewrites by pass or rule.
@@ -50,6 +52,7 @@ public struct BuildReport: Sendable {
       ("notes", .array(notes.map { .string($0) })),
       ("imported_nodes", .int(importedNodeCount)),
       ("optimized_nodes", .int(optimizedNodeCount)),
+      ("layers", .array(layers.map(\.json))),
       (
         "phases",
         .array(

@@ -10,9 +10,11 @@ import ApusTensor
 
 /// Builds engines: optimises a network, chooses a tactic for every problem, packs the constants.
 public struct Builder: Sendable {
-  let configuration: BuilderConfiguration
+  var configuration: BuilderConfiguration
   private let chosenBackend: (any Backend)?
   let progress: ProgressHandler?
+  /// A timing cache that several builds share; nil for that of the configuration's file.
+  var cache: TimingCache?
 
   /// A builder.
   ///
@@ -45,8 +47,9 @@ public struct Builder: Sendable {
       let library = KernelLibrary(backend: backend, selections: TimingCache())
       return Engine(graph: network, library: library, report: BuildReport(), isReference: true)
     }
-    let precisions = try precisions(for: network, backend.traits)
-    return try build(network, precisions, backend, start)
+    let chosen = try precisions(for: network, backend.traits)
+    let engine = try chosen.builder.build(network, chosen.precisions, backend, start)
+    return engine
   }
 
   /// Builds an engine whose precisions are chosen.
@@ -58,6 +61,7 @@ public struct Builder: Sendable {
     var report = BuildReport()
     report.precision = precisions.usual.rawValue
     report.notes += precisions.notes
+    report.layers = precisions.records
     let types = try TunedShapes(configuration).types(of: graph)
     if !configuration.shapes.isEmpty || configuration.batch != nil {
       try TunedShapes(configuration).checkRanges(graph)
@@ -83,11 +87,18 @@ public struct Builder: Sendable {
     var graph = network
     var report = BuildReport()
     let types = try TunedShapes(configuration).types(of: graph)
-    let precisions = try precisions(for: network, backend.traits)
+    let precisions = try precisions(for: network, backend.traits).precisions
     var pipeline = Pipeline(Pipeline.phases(for: backend.traits, precisions))
     try pipeline.run(&graph, report: &report)
     _ = try tune(graph, types, backend, Clock.seconds, &report)
     return report.tuned
+  }
+
+  /// The timing cache that builds share, or that of the configuration's file; an empty one without.
+  func timingCache() throws(ApusError) -> TimingCache {
+    if let cache { return cache }
+    guard let path = configuration.timingCachePath else { return TimingCache() }
+    return try TimingCache.load(path)
   }
 
   private func tune(
@@ -95,9 +106,7 @@ public struct Builder: Sendable {
     _ report: inout BuildReport
   ) throws(ApusError) -> KernelLibrary {
     let begin = Clock.seconds
-    let cache = try configuration.timingCachePath.map { path throws(ApusError) in
-      try TimingCache.load(path)
-    } ?? TimingCache()
+    let cache = try timingCache()
     let selections = TimingCache()
     let library = KernelLibrary(backend: backend, selections: selections)
     reportForeign(cache, library)

@@ -31,12 +31,16 @@ extension BuilderConfiguration {
     case "calibration-cache": calibrationCachePath = text
     case "skip-bad-calibration-files": skipsBadCalibrationFiles = try OptionText.flag(option, text)
     case "weight-clipping": quantization.searchesWeightClipping = try OptionText.flag(option, text)
+    case "equalize": quantization.equalizesChannels = try OptionText.flag(option, text)
     case "bias-correction": quantization.correctsBias = try OptionText.flag(option, text)
     case "calibrator":
       guard let known = Calibrator(text) else {
         throw OptionText.unusable(option, text, "entropy, minmax, percentile, percentile:P or mse")
       }
       chosenCalibrator = known
+    case "accuracy-budget": accuracyBudget = try OptionText.positive(option, text)
+    case "accuracy-metric": accuracyMetric = try OptionText.choice(option, text)
+    case "labels": labelsPath = text
     case "layer-precision":
       let (name, precision) = try OptionText.layerPrecision(text)
       layerPrecisions[name] = precision
@@ -51,7 +55,8 @@ extension BuilderConfiguration {
   public static let optionNames = [
     "device", "precision", "threads", "batch", "shape", "workspace", "timing-cache", "level",
     "time-budget", "optimize", "calibration", "calibrator", "calibration-cache",
-    "skip-bad-calibration-files", "weight-clipping", "bias-correction", "layer-precision",
+    "skip-bad-calibration-files", "weight-clipping", "bias-correction", "equalize", "layer-precision", "accuracy-budget",
+    "accuracy-metric", "labels",
   ]
 }
 
@@ -84,6 +89,13 @@ enum OptionText {
         rawValue: String(text[text.index(after: mark)...])), precision != .auto
     else { throw unusable("layer-precision", text, "NODE=fp32, NODE=bf16, NODE=fp16 or NODE=int8") }
     return (String(text[..<mark]), precision)
+  }
+
+  static func positive(_ option: String, _ text: String) throws(ApusError) -> Double {
+    guard let value = Double(text), value > 0, value.isFinite else {
+      throw unusable(option, text, "a number above 0")
+    }
+    return value
   }
 
   static func seconds(_ option: String, _ text: String) throws(ApusError) -> Double {

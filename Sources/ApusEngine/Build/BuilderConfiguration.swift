@@ -55,6 +55,12 @@ public struct BuilderConfiguration: Sendable {
   public var calibrationTable: CalibrationTable?
   /// Whether calibration files that cannot be used are left out with a warning.
   public var skipsBadCalibrationFiles = false
+  /// What precision `auto` may cost, in units of `accuracyMetric`.
+  public var accuracyBudget = 0.1
+  /// What the budget limits; nil for `top1` where the network is a classifier, else `noise`.
+  public var accuracyMetric: AccuracyMetric?
+  /// A `.npy` file with the class of each sample of the calibration data, in order.
+  public var labelsPath: String?
   /// What is done to weights and biases when they become int8.
   public var quantization = QuantizationOptions()
   /// The precision of single layers by the names of their nodes; the others take `precision`.

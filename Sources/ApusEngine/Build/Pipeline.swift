@@ -30,7 +30,9 @@ struct Pipeline {
   {
     var phases = preparing(traits)
     if let insertion = precisions.insertion, traits.fastTypes.contains(.int8) {
-      phases.append(Phase(phase: .calibrated, passes: [insertion, InferTypes()], rounds: 1))
+      let equalization = EqualizeChannels(insertion.table.scaling)
+      phases.append(
+        Phase(phase: .calibrated, passes: [equalization, insertion, InferTypes()], rounds: 1))
       phases += quantized + simplifying
     }
     if let narrowing = precisions.narrowing, traits.fastTypes.contains(.bfloat16) {

@@ -13,25 +13,55 @@ extension Builder {
   /// - Throws: `invalid-argument` when a cache is of another network or calibrator; what `Calibration`
   ///   throws.
   func calibrationTable(for network: Graph) throws(ApusError) -> CalibrationTable? {
+    if let known = try knownTable(for: network) { return known }
+    guard let source = configuration.calibration else { return nil }
+    return try newTable(for: network, from: source) { _ in true }
+  }
+
+  /// As `calibrationTable(for:)`, with some batches set aside that are not calibrated with.
+  func calibrationTable(
+    for network: Graph, from source: CalibrationSource, settingAside samples: inout HeldOutSamples
+  ) throws(ApusError) -> CalibrationTable {
+    if let known = try knownTable(for: network) {
+      let inputs = network.inputs.map {
+        Engine.Binding(name: network[$0].name, type: network[$0].type)
+      }
+      try source.forEachBatch(
+        of: inputs, openBatch: configuration.batch ?? 1,
+        skipsBadFiles: configuration.skipsBadCalibrationFiles
+      ) { (batch) throws(ApusError) in _ = samples.take(batch) }
+      return known
+    }
+    return try newTable(for: network, from: source) { !samples.take($0) }
+  }
+
+  /// The table of the configuration or of its cache.
+  private func knownTable(for network: Graph) throws(ApusError) -> CalibrationTable? {
     if let table = configuration.calibrationTable {
       try check(table, try ModelHash.of(network), "the calibration")
       return table
     }
-    let path = configuration.calibrationCachePath
-    if let path, let table = try CalibrationTable.load(path) {
-      do {
-        try check(table, try ModelHash.of(network), "the calibration cache")
-      } catch {
-        throw error.at(GraphLocation(file: path))
-      }
-      return table
+    guard let path = configuration.calibrationCachePath,
+      let table = try CalibrationTable.load(path)
+    else { return nil }
+    do {
+      try check(table, try ModelHash.of(network), "the calibration cache")
+    } catch {
+      throw error.at(GraphLocation(file: path))
     }
-    guard let source = configuration.calibration else { return nil }
+    return table
+  }
+
+  private func newTable(
+    for network: Graph, from source: CalibrationSource,
+    where isWanted: (CalibrationBatch) -> Bool
+  ) throws(ApusError) -> CalibrationTable {
+    let path = configuration.calibrationCachePath
     let calibration = try Calibration(network, configuration)
     try calibration.add(
       contentsOf: source, openBatch: configuration.batch ?? 1,
       skipsBadFiles: configuration.skipsBadCalibrationFiles,
-      statePath: path.map { "\($0).partial" }, progress: progress)
+      statePath: path.map { "\($0).partial" }, progress: progress, where: isWanted)
     var table = try calibration.finish()
     if case .random = source {
       table.isRandom = true

@@ -21,80 +21,59 @@ extension Calibration {
     contentsOf source: CalibrationSource, openBatch: Int = 1, skipsBadFiles: Bool = false,
     statePath: String? = nil, progress: ProgressHandler? = nil
   ) throws(ApusError) {
-    if case .random(let count) = source { return try addRandom(count, openBatch) }
+    try add(
+      contentsOf: source, openBatch: openBatch, skipsBadFiles: skipsBadFiles, statePath: statePath,
+      progress: progress, where: { _ in true })
+  }
+
+  /// Adds the batches for which `isWanted` is true.
+  func add(
+    contentsOf source: CalibrationSource, openBatch: Int, skipsBadFiles: Bool, statePath: String?,
+    progress: ProgressHandler?, where isWanted: (CalibrationBatch) -> Bool
+  ) throws(ApusError) {
     var keeper = StateKeeper(path: statePath, interval: Self.savingInterval)
     let known = keeper.restore(self)
     var passed = 0
-    var skipped = 0
-    let reader = CalibrationBatches(inputs: inputs, openBatch: openBatch)
-    let files = try source.files()
     let start = Clock.seconds
-    for (number, file) in files.enumerated() {
-      let state = skipsBadFiles ? (watched, operands, seen, batchCount, sampleCount) : nil
-      do {
-        let arrays = file.hasSuffix(".npz")
-          ? try NumPy.readArchive(path: file) : [("", try NumPy.readArray(path: file))]
-        let batches = try reader.batches(of: arrays)
-        for (index, batch) in batches.enumerated() {
-          if let known, passed < known.batchCount {
-            passed += 1
-            try pass(batch, known, passed)
-            continue
-          }
-          try add(batch)
-          try keeper.save(self)
-          let done = files.count == 1 ? index + 1 : number
-          let total = files.count == 1 ? batches.count : files.count
-          try report(progress, done, total, start)
-        }
-      } catch {
-        guard let state, error.code != .cancelled else { throw error.at(GraphLocation(file: file)) }
-        (watched, operands, seen, batchCount, sampleCount) = state
-        skipped += 1
-        Log.warning("calibration data left out: \(error.at(GraphLocation(file: file)).message) (\(file))")
+    try source.forEachBatch(of: inputs, openBatch: openBatch, skipsBadFiles: skipsBadFiles) {
+      (batch) throws(ApusError) in
+      guard isWanted(batch) else { return }
+      if let known, passed < known.batchCount {
+        passed += 1
+        try pass(batch.inputs, known, isLast: passed == known.batchCount)
+        return
       }
+      try add(batch.inputs)
+      try keeper.save(self)
+      try report(progress, batch, start)
     }
-    if skipped > 0 { Log.warning("\(skipped) of \(files.count) calibration files were left out") }
     keeper.remove()
   }
 
-  /// Counts a batch that a restored state has seen already.
-  private func pass(_ batch: [String: Tensor], _ known: Progress, _ passed: Int) throws(ApusError) {
+  /// Checks a batch that a restored state has seen already.
+  private func pass(_ batch: [String: Tensor], _ known: Progress, isLast: Bool) throws(ApusError) {
     for name in batch.keys.sorted() { if let tensor = batch[name] { seen.update(tensor.bytes) } }
-    guard passed == known.batchCount else { return }
+    guard isLast else { return }
     guard seen.value == known.seen else {
       throw ApusError(
         .invalidArgument, "the interrupted calibration was made with other data",
-        hint: "delete the state file beside the cache to begin anew")
+        hint: "delete the file that ends in .partial beside the cache to begin anew")
     }
     batchCount = known.batchCount
     sampleCount = known.sampleCount
   }
 
-  private func report(_ progress: ProgressHandler?, _ done: Int, _ total: Int, _ start: Double)
+  private func report(_ progress: ProgressHandler?, _ batch: CalibrationBatch, _ start: Double)
     throws(ApusError)
   {
     guard let progress else { return }
     let spent = Clock.seconds - start
+    let rest = spent / Double(batch.done) * Double(batch.total - batch.done)
     let goesOn = progress(
       BuildProgress(
-        phase: "calibration", done: done, total: total, timed: 0, elapsedSeconds: spent,
-        remainingSeconds: done > 0 ? spent / Double(done) * Double(total - done) : nil))
+        phase: "calibration", done: batch.done, total: batch.total, timed: 0, elapsedSeconds: spent,
+        remainingSeconds: rest))
     if !goesOn { throw ApusError(.cancelled, "the calibration was cancelled") }
-  }
-
-  private func addRandom(_ count: Int, _ openBatch: Int) throws(ApusError) {
-    var generator = SeededGenerator(seed: 42)
-    while sampleCount < count {
-      var batch: [String: Tensor] = [:]
-      for input in inputs {
-        guard let type = input.type.tensor, let dims = type.dims else { continue }
-        let shape = dims.enumerated().map { $1.value ?? ($0 == 0 ? openBatch : 1) }
-        batch[input.name] = try generator.sample(type.dataType, shape: shape)
-      }
-      try add(batch)
-      if batch.isEmpty { break }
-    }
   }
 }
 
@@ -122,7 +101,8 @@ private struct StateKeeper {
     if let progress {
       Log.info("calibration goes on after \(progress.sampleCount) samples")
     } else {
-      Log.warning("the interrupted calibration in '\(path)' is of another network or damaged and is not used")
+      Log.warning(
+        "the interrupted calibration in '\(path)' is of another network or damaged and is not used")
     }
     return progress
   }

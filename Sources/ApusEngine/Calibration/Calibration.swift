@@ -41,7 +41,16 @@ public final class Calibration {
   var seen = Checksum()
   var watched: [Watched]
   var operands: [Operand]
-  private let context: ExecutionContext?
+  /// What channels are scaled by; nil while that is not decided.
+  var scaling: ChannelScaling?
+  /// Batches that wait for that decision.
+  private var waiting: [[String: Tensor]] = []
+  private static let decidingBatches = 8
+  private let graph: Graph
+  /// How many results the network itself has.
+  private let resultCount: Int
+  private let configuration: BuilderConfiguration
+  private var context: ExecutionContext?
   /// The network's inputs.
   public let inputs: [Engine.Binding]
 
@@ -58,6 +67,7 @@ public final class Calibration {
     inputs = network.inputs.map { Engine.Binding(name: network[$0].name, type: network[$0].type) }
     var configuration = configuration
     configuration.precision = .fp32
+    configuration.layerPrecisions = [:]
     configuration.level = min(configuration.level, 1)
     let backend = try Devices.backend(
       for: configuration.device, threadCount: configuration.threadCount)
@@ -65,8 +75,20 @@ public final class Calibration {
     var pipeline = Pipeline(Pipeline.preparing(backend.traits))
     var report = BuildReport()
     try pipeline.run(&graph, report: &report)
+    resultCount = graph.outputs.count
     (watched, operands) = try Self.watch(&graph)
-    context = watched.isEmpty ? nil : try Builder(configuration).build(graph).makeContext()
+    self.graph = graph
+    self.configuration = configuration
+    if !configuration.quantization.equalizesChannels || watched.isEmpty { try scale(ChannelScaling()) }
+  }
+
+  /// Builds the network that is watched, with its channels scaled.
+  func scale(_ scaling: ChannelScaling) throws(ApusError) {
+    self.scaling = scaling
+    guard !watched.isEmpty else { return }
+    var scaled = graph
+    _ = try EqualizeChannels(scaling).run(on: &scaled, in: PassContext())
+    context = try Builder(configuration).build(scaled).makeContext()
   }
 
   /// Makes what is to be watched a result of the network.
@@ -99,25 +121,62 @@ public final class Calibration {
   /// - Throws: `invalid-argument` for inputs that do not fit, are empty, or hold what is not a finite
   ///   number, and when a tensor of the network overflows; what was counted before stays.
   public func add(_ inputs: [String: Tensor]) throws(ApusError) {
-    try check(inputs)
-    if let context {
-      let results = try context.run(inputs)
-      func value(_ name: String) -> Tensor? {
-        inputs[name] ?? results[Self.exportName(name)]
-      }
-      for tensor in watched {
-        if let value = value(tensor.name) { try checkFinite(value, tensor.name) }
-      }
-      for index in watched.indices {
-        guard let value = value(watched[index].name) else { continue }
-        value.withElements(of: Float.self) { watched[index].histogram.add($0) }
-      }
-      for index in operands.indices {
-        guard let value = value(operands[index].name) else { continue }
-        operands[index].means.add(value, axis: operands[index].axis)
-      }
+    try CalibrationBatches.check(inputs)
+    if scaling == nil {
+      try InputCheck.check(try InputCheck.ordered(inputs.mapValues { .tensor($0) }, for: graph), for: graph)
+      var batch: [String: Tensor] = [:]
+      for (name, tensor) in inputs { batch[name] = try tensor.copied() }
+      waiting.append(batch)
+      if waiting.count >= Self.decidingBatches { try decideScaling() }
+    } else {
+      try count(inputs)
     }
     note(inputs)
+  }
+
+  /// Runs the waiting batches to see how large channels get, then counts them.
+  private func decideScaling() throws(ApusError) {
+    let context = try Builder(configuration).build(graph).makeContext()
+    var largest: [String: [Double]] = [:]
+    for batch in waiting {
+      let results = try context.run(batch)
+      for operand in operands {
+        guard let value = batch[operand.name] ?? results[Self.exportName(operand.name)] else { continue }
+        ChannelMagnitudes.add(value, axis: operand.axis, to: &largest[operand.name, default: []])
+      }
+    }
+    let scaling = try ChannelGroups(unwatched).scaling(for: largest)
+    if scaling.isEmpty {
+      self.scaling = scaling
+      self.context = context
+    } else {
+      try scale(scaling)
+    }
+    let batches = waiting
+    waiting = []
+    for batch in batches { try count(batch) }
+  }
+
+  /// The network without the results that are only for watching.
+  private var unwatched: Graph {
+    var graph = graph
+    graph.removeOutputs(from: resultCount)
+    return graph
+  }
+
+  private func count(_ inputs: [String: Tensor]) throws(ApusError) {
+    guard let context else { return }
+    let results = try context.run(inputs)
+    func value(_ name: String) -> Tensor? { inputs[name] ?? results[Self.exportName(name)] }
+    for tensor in watched { if let value = value(tensor.name) { try checkFinite(value, tensor.name) } }
+    for index in watched.indices {
+      guard let value = value(watched[index].name) else { continue }
+      value.withElements(of: Float.self) { watched[index].histogram.add($0) }
+    }
+    for index in operands.indices {
+      guard let value = value(operands[index].name) else { continue }
+      operands[index].means.add(value, axis: operands[index].axis)
+    }
   }
 
   /// Counts a batch as seen.
@@ -132,30 +191,12 @@ public final class Calibration {
     inputs.sorted { $0.key < $1.key }.lazy.compactMap { $0.value.shape.first }.first ?? 1
   }
 
-  private func check(_ inputs: [String: Tensor]) throws(ApusError) {
-    for (name, tensor) in inputs.sorted(by: { $0.key < $1.key }) {
-      guard tensor.count > 0 else {
-        throw ApusError(
-          .invalidArgument, "the calibration data for input '\(name)' is empty: \(tensor.type)")
-      }
-      if tensor.dataType == .float32 { try checkFinite(tensor, name) }
-    }
-  }
-
   private func checkFinite(_ tensor: Tensor, _ name: String) throws(ApusError) {
-    guard tensor.dataType == .float32 else { return }
-    let broken = tensor.withElements(of: Float.self) { values in
-      var broken = 0
-      for value in values where !value.isFinite { broken &+= 1 }
-      return broken
-    }
+    let broken = tensor.brokenCount
     guard broken == 0 else {
-      let isInput = inputs.contains { $0.name == name }
       throw ApusError(
         .invalidArgument,
-        isInput
-          ? "the calibration data for input '\(name)' has \(broken) elements that are NaN or infinite"
-          : "the network makes \(broken) elements of '\(name)' NaN or infinite from this calibration data",
+        "the network makes \(broken) elements of '\(name)' NaN or infinite from this calibration data",
         hint: "look at the data: is it preprocessed as the network expects?")
     }
   }
@@ -169,6 +210,7 @@ public final class Calibration {
         .invalidArgument, "there is no calibration data: not one sample was given",
         hint: "give some hundred samples of what the network will see")
     }
+    if scaling == nil { try decideScaling() }
     var ranges: [String: ActivationRange] = [:]
     for tensor in watched {
       ranges[tensor.name] = calibrator.range(of: tensor.histogram)
@@ -178,6 +220,7 @@ public final class Calibration {
     }
     var table = CalibrationTable(
       entries: [:], calibrator: calibrator, modelHash: modelHash, sampleCount: sampleCount)
+    table.scaling = scaling ?? ChannelScaling()
     for operand in operands {
       guard let range = ranges[operand.root] else { continue }
       table.entries[operand.name] = CalibrationTable.Entry(
@@ -185,34 +228,4 @@ public final class Calibration {
     }
     return table
   }
-}
-
-/// The means of the channels of a tensor over batches.
-struct ChannelMeans {
-  var sums: [Double] = []
-  var count = 0
-
-  /// Adds a batch; sizes of a tensor of another number of channels are passed over.
-  mutating func add(_ tensor: Tensor, axis: Int) {
-    guard axis < tensor.rank, tensor.dataType == .float32 else { return }
-    let channels = tensor.shape[axis]
-    let inner = tensor.shape[(axis + 1)...].reduce(1, *)
-    let outer = tensor.shape[..<axis].reduce(1, *)
-    if sums.isEmpty { sums = Array(repeating: 0, count: channels) }
-    guard sums.count == channels else { return }
-    tensor.withElements(of: Float.self) { values in
-      for block in 0..<outer {
-        for channel in 0..<channels {
-          let start = (block * channels + channel) * inner
-          var sum: Float = 0
-          for index in start..<start + inner { sum += values[index] }
-          sums[channel] += Double(sum)
-        }
-      }
-    }
-    count += outer * inner
-  }
-
-  /// The means; empty when nothing was added.
-  var values: [Double] { count == 0 ? [] : sums.map { $0 / Double(count) } }
 }

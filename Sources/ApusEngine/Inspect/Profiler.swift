@@ -9,6 +9,8 @@ import ApusTensor
 public struct KernelTime: Sendable {
   /// The node's name.
   public let name: String
+  /// The nodes of the network that it computes.
+  public let sources: [String]
   /// The tactic's id.
   public let tactic: String
   /// Seconds.
@@ -30,7 +32,7 @@ extension ExecutionContext {
         let done = instance.plan.steps[step - 1]
         times.append(
           KernelTime(
-            name: done.nodeName, tactic: done.tacticID, seconds: now - last,
+            name: done.nodeName, sources: done.sources, tactic: done.tacticID, seconds: now - last,
             operations: done.problem.cost.operations))
       }
       last = Clock.seconds

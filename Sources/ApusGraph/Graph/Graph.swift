@@ -284,6 +284,12 @@ public struct Graph: Sendable {
     outputNames.append(name ?? self[value].name)
   }
 
+  /// Removes the results from a position on.
+  public mutating func removeOutputs(from index: Int) {
+    outputs.removeSubrange(index...)
+    outputNames.removeSubrange(index...)
+  }
+
   // MARK: Changing
 
   /// Makes every use of `old` a use of `new`, graph results included.

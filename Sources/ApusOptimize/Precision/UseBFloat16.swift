@@ -34,7 +34,7 @@ public struct UseBFloat16: Pass {
     _ id: NodeID, _ graph: inout Graph, _ rounded: inout [ValueID: ValueID], _ context: PassContext
   ) throws(ApusError) -> Bool {
     let node = graph[id]
-    guard layers.contains(node.name), let op = narrowForm(node, graph), let x = node.inputs[0],
+    guard layers.contains(node.name), let op = Self.narrowForm(node, graph), let x = node.inputs[0],
       let weights = node.inputs[1].flatMap({ graph[$0].constant }),
       let rank = graph[node.outputs[0]].type.tensor?.rank,
       context.claim(name, node.name)
@@ -58,10 +58,13 @@ public struct UseBFloat16: Pass {
     return true
   }
 
+  /// Whether there is a kernel on `bfloat16` for a node.
+  public static func takes(_ node: Node, _ graph: Graph) -> Bool { narrowForm(node, graph) != nil }
+
   private func isRounding(_ node: Node) -> Bool { (node.op as? Cast)?.to == .bfloat16 }
 
   /// The operator on narrow operands; nil where there is no kernel for it.
-  private func narrowForm(_ node: Node, _ graph: Graph) -> (any Operator)? {
+  private static func narrowForm(_ node: Node, _ graph: Graph) -> (any Operator)? {
     guard node.inputs.count >= 2, let x = node.inputs[0].flatMap({ graph[$0].type.tensor }),
       let weights = node.inputs[1].flatMap({ graph[$0].constant }),
       x.dataType == .float32, weights.dataType == .float32, weights.count > 0

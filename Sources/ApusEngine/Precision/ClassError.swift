@@ -1,0 +1,145 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Musl)
+  import Musl
+#elseif canImport(Darwin)
+  import Darwin
+#endif
+
+/// What rounding does to a classifier.
+///
+/// Some hundred samples cannot resolve a tenth of a point by counting: one sample is a point. What they
+/// do resolve is how much the margin between the two best classes moves. A sample whose margin `m` is
+/// small against that noise of deviation `s` changes its class with probability `Phi(-m / s)`, and then
+/// loses `p1 - p2` of a hit on average, if the network's confidence is right. Confidence is made right by
+/// one temperature where labels are given (C. Guo et al., "On calibration of modern neural networks",
+/// 2017).
+struct ClassError: Sendable {
+  /// Margins in single precision and as rounded, by sample.
+  var margins: [(exact: Double, rounded: Double)] = []
+  /// What a sample loses when it changes its class.
+  var losses: [Double] = []
+  /// How many samples have the same best class.
+  var agreeing = 0
+  /// How many samples are right in single precision and as rounded; nil without labels.
+  var hits: (exact: Int, rounded: Int)?
+
+  /// Points of top-1 accuracy, for noise of `scale` times the measured deviation.
+  func expectedDrop(scale: Double = 1) -> Double {
+    guard !margins.isEmpty else { return 0 }
+    let deviation = scale * deviation
+    guard deviation > 0 else { return 0 }
+    var sum = 0.0
+    for (margin, loss) in zip(margins, losses) {
+      sum += loss * 0.5 * erfc(margin.exact / deviation / 2.0.squareRoot())
+    }
+    return 100 * sum / Double(margins.count)
+  }
+
+  /// The deviation of the margins' changes, without what only scales all margins.
+  var deviation: Double {
+    var (xx, xy) = (0.0, 0.0)
+    for margin in margins {
+      xx += margin.exact * margin.exact
+      xy += margin.exact * (margin.rounded - margin.exact)
+    }
+    let slope = xx > 0 ? xy / xx : 0
+    let squares = margins.reduce(0.0) { sum, margin in
+      let rest = margin.rounded - margin.exact - slope * margin.exact
+      return sum + rest * rest
+    }
+    // One degree of freedom went to the slope.
+    return (squares / Double(max(1, margins.count - 1))).squareRoot()
+  }
+
+  /// Whether results look like a row of scores for each sample.
+  static func isClassifier(shape: [Int]) -> Bool {
+    shape.count >= 2 && shape[1] >= 2 && shape.dropFirst(2).allSatisfy { $0 == 1 }
+  }
+}
+
+/// The scores of samples in single precision: what others are compared with.
+struct ClassScores: Sendable {
+  private let rows: [[Double]]
+  private let best: [(first: Int, second: Int)]
+  private let losses: [Double]
+  private let labels: [Int]?
+
+  /// - Parameters:
+  ///   - rows: Scores by sample, or probabilities.
+  ///   - labels: The right classes, where known.
+  init(_ rows: [[Double]], labels: [Int]?) {
+    let scores = rows.map(Self.logarithms)
+    self.rows = scores
+    self.labels = labels
+    best = scores.map(Self.bestTwo)
+    let temperature = labels.map { Self.temperature(scores, $0) } ?? 1
+    losses = zip(scores, best).map { row, best in
+      let (_, total) = Self.softmaxTerms(row, temperature)
+      let top = 1 / total
+      return top - top * exp((row[best.second] - row[best.first]) / temperature)
+    }
+  }
+
+  /// Compares with the scores of an engine.
+  func compare(_ other: [[Double]]) -> ClassError {
+    var result = ClassError()
+    result.losses = losses
+    var hits = (exact: 0, rounded: 0)
+    for (index, row) in other.map(Self.logarithms).enumerated() where index < rows.count {
+      let (first, second) = best[index]
+      result.margins.append((rows[index][first] - rows[index][second], row[first] - row[second]))
+      let answer = Self.bestTwo(row).first
+      if answer == first { result.agreeing += 1 }
+      if let labels {
+        if first == labels[index] { hits.exact += 1 }
+        if answer == labels[index] { hits.rounded += 1 }
+      }
+    }
+    if labels != nil { result.hits = hits }
+    return result
+  }
+
+  /// Probabilities become scores; scores stay.
+  private static func logarithms(_ row: [Double]) -> [Double] {
+    let isProbability = row.allSatisfy { $0 >= 0 && $0 <= 1 } && abs(row.reduce(0, +) - 1) < 1e-3
+    return isProbability ? row.map { log(max($0, 1e-12)) } : row
+  }
+
+  private static func bestTwo(_ row: [Double]) -> (first: Int, second: Int) {
+    var (first, second) = (0, 1)
+    if row.count > 1, row[1] > row[0] { (first, second) = (1, 0) }
+    for index in row.indices.dropFirst(2) {
+      if row[index] > row[first] {
+        (first, second) = (index, first)
+      } else if row[index] > row[second] {
+        second = index
+      }
+    }
+    return (first, min(second, row.count - 1))
+  }
+
+  /// The largest score and the sum of exponentials below it.
+  private static func softmaxTerms(_ row: [Double], _ temperature: Double) -> (Double, Double) {
+    let top = row.max() ?? 0
+    return (top, row.reduce(0) { $0 + exp(($1 - top) / temperature) })
+  }
+
+  /// The temperature with the smallest mean negative log-likelihood of the labels.
+  private static func temperature(_ rows: [[Double]], _ labels: [Int]) -> Double {
+    var best = (loss: Double.infinity, temperature: 1.0)
+    for step in -20...30 {
+      let temperature = pow(1.2, Double(step))
+      var loss = 0.0
+      for (row, label) in zip(rows, labels) where row.indices.contains(label) {
+        let (top, total) = softmaxTerms(row, temperature)
+        loss += log(total) - (row[label] - top) / temperature
+      }
+      if loss < best.loss { best = (loss, temperature) }
+    }
+    return best.temperature
+  }
+}

@@ -1,0 +1,47 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusCalibration
+import ApusGraph
+import ApusKernel
+import ApusOps
+import ApusOptimize
+
+/// Which precision each product of a network takes: one for all, others for single nodes.
+struct LayerPrecisions: Sendable {
+  /// The precision of nodes that are not named.
+  var usual = BuilderConfiguration.Precision.fp32
+  /// Precisions by node name.
+  var named: [String: BuilderConfiguration.Precision] = [:]
+  /// The ranges for int8; without them nothing is rounded to bytes.
+  var table: CalibrationTable?
+  /// How weights and biases are rounded.
+  var quantization = QuantizationOptions()
+
+  /// What users of the engine should know.
+  var notes: [String] = []
+  /// Why each layer has its precision.
+  var records: [LayerRecord] = []
+
+  /// Whether any product can take a precision.
+  func uses(_ precision: BuilderConfiguration.Precision) -> Bool {
+    usual == precision || named.values.contains(precision)
+  }
+
+  /// The pass that puts rounding to bytes in; nil when nothing is to be rounded.
+  var insertion: InsertQuantization? {
+    guard let table, uses(.int8) else { return nil }
+    return InsertQuantization(table, choosing: choice(of: .int8), quantization)
+  }
+
+  /// The pass that rounds products to `bfloat16`; nil when none is to be.
+  var narrowing: UseBFloat16? {
+    uses(.bf16) ? UseBFloat16(choosing: choice(of: .bf16)) : nil
+  }
+
+  private func choice(of precision: BuilderConfiguration.Precision) -> LayerChoice {
+    let apart = named.filter { ($0.value == precision) != (usual == precision) }.keys
+    return usual == precision ? .allBut(Set(apart)) : .only(Set(apart))
+  }
+}

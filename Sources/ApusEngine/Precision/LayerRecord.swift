@@ -1,0 +1,54 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+
+/// Why a layer has the precision it has; kept in the engine file.
+public struct LayerRecord: Sendable {
+  /// The node's name.
+  public var name: String
+  /// The precision it was given.
+  public var precision: String
+  /// Measured seconds by precision; empty where nothing had to be chosen.
+  public var seconds: [String: Double] = [:]
+  /// The energy of the error that int8 for this layer alone makes in the results, as a share of theirs.
+  public var error: Double?
+  /// Why.
+  public var reason = ""
+
+  /// Creates a record.
+  public init(name: String, precision: String) {
+    self.name = name
+    self.precision = precision
+  }
+
+  /// The record as JSON, times in microseconds.
+  public var json: JSON {
+    .object([
+      ("name", .string(name)), ("precision", .string(precision)),
+      (
+        "microseconds",
+        .object(seconds.sorted { $0.key < $1.key }.map { ($0.key, .number($0.value * 1e6)) })
+      ),
+      ("error", error.map { .number($0) } ?? .null), ("reason", .string(reason)),
+    ])
+  }
+
+  /// The fields of a report line.
+  var fields: [String] {
+    let times = seconds.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
+    return [name, precision, times.joined(separator: " "), error.map { "\($0)" } ?? "", reason]
+  }
+
+  /// Reads the fields of a report line; nil when there are others.
+  init?(fields: [String]) {
+    guard fields.count == 5 else { return nil }
+    self.init(name: fields[0], precision: fields[1])
+    for part in fields[2].split(separator: " ") {
+      let pair = part.split(separator: "=")
+      if pair.count == 2, let value = Double(pair[1]) { seconds[String(pair[0])] = value }
+    }
+    error = Double(fields[3])
+    reason = fields[4]
+  }
+}

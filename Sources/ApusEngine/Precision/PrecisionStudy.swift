@@ -1,0 +1,187 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusCalibration
+import ApusGraph
+import ApusKernel
+import ApusOps
+import ApusOptimize
+import ApusTensor
+
+/// Builds engines of a network with different precisions and measures what they cost and how much
+/// their results differ from single precision.
+///
+/// Every figure is of a real engine with all its fusions; builds share one timing cache, so that only
+/// problems that are new are tuned.
+final class PrecisionStudy {
+  typealias Precision = BuilderConfiguration.Precision
+
+  /// A layer whose precision can be chosen.
+  struct Layer {
+    let name: String
+    /// The nodes of the imported network in it.
+    let sources: [String]
+    /// The precisions there are kernels for, `fp32` among them.
+    let choices: [Precision]
+  }
+
+  /// The layers in order.
+  let layers: [Layer]
+  /// The ranges for int8.
+  let table: CalibrationTable
+  private let graph: Graph
+  private let builder: Builder
+  private let backend: any Backend
+  private let samples: HeldOutSamples
+  private let exact: [[Tensor]]
+  private let scores: ClassScores?
+
+  /// - Parameters:
+  ///   - network: As it was imported.
+  ///   - builder: Its configuration says everything but the precisions.
+  /// - Throws: as `Builder.build`.
+  init(_ network: Graph, _ builder: Builder, _ table: CalibrationTable, _ samples: HeldOutSamples)
+    throws(ApusError)
+  {
+    var builder = builder
+    builder.cache = try builder.timingCache()
+    backend = try builder.backend()
+    var graph = network
+    var pipeline = Pipeline(Pipeline.preparing(backend.traits))
+    var report = BuildReport()
+    try pipeline.run(&graph, report: &report)
+    self.table = table
+    self.graph = graph
+    self.builder = builder
+    self.samples = samples
+    layers = try Self.layers(of: graph, table, backend.traits)
+    let engine = try builder.build(graph, LayerPrecisions(), backend, Clock.seconds)
+    exact = try Self.results(engine, samples)
+    scores = Self.scores(exact, engine.outputs).map { ClassScores($0, labels: samples.labels) }
+  }
+
+  /// The metric that fits the network.
+  var usualMetric: AccuracyMetric { scores == nil ? .noise : .top1 }
+
+  private static func layers(of graph: Graph, _ table: CalibrationTable, _ traits: DeviceTraits)
+    throws(ApusError) -> [Layer]
+  {
+    var int8: Set<NodeID> = []
+    if traits.fastTypes.contains(.int8) {
+      for product in try QuantizableProducts(graph).products {
+        let entry = table.entries[graph[product.input].name]
+        if entry.map({ !$0.range.isEmpty }) ?? false { int8.insert(product.node) }
+      }
+    }
+    var layers: [Layer] = []
+    for id in try graph.topologicalOrder() {
+      var choices = [Precision.fp32]
+      if traits.fastTypes.contains(.bfloat16), UseBFloat16.takes(graph[id], graph) { choices.append(.bf16) }
+      if int8.contains(id) { choices.append(.int8) }
+      guard choices.count > 1 else { continue }
+      layers.append(Layer(name: graph[id].name, sources: graph[id].sources, choices: choices))
+    }
+    return layers
+  }
+
+  /// The precisions with these choices; layers without one keep single precision.
+  func precisions(_ choice: [String: Precision]) -> LayerPrecisions {
+    LayerPrecisions(
+      usual: .fp32, named: choice.filter { $0.value != .fp32 }, table: table,
+      quantization: builder.configuration.quantization)
+  }
+
+  /// Builds an engine, at full effort or just to look at its results.
+  func engine(_ precisions: LayerPrecisions, isDraft: Bool = false) throws(ApusError) -> Engine {
+    var builder = builder
+    if isDraft { builder.configuration.level = min(1, builder.configuration.level) }
+    return try builder.build(graph, precisions, backend, Clock.seconds)
+  }
+
+  /// How much an engine's results differ from single precision.
+  func error(of engine: Engine) throws(ApusError) -> OutputError {
+    let results = try Self.results(engine, samples)
+    var error = OutputError()
+    for (ours, wanted) in zip(results, exact) {
+      for (a, b) in zip(ours, wanted) where b.dataType.isFloat && a.count == b.count {
+        for (x, y) in zip(a.doubles(), b.doubles()) {
+          error.noise += (x - y) * (x - y)
+          error.signal += y * y
+        }
+      }
+    }
+    if let scores, let rows = Self.scores(results, engine.outputs) { error.classes = scores.compare(rows) }
+    return error
+  }
+
+  /// The median time of engines in seconds, measured in turns.
+  func times(_ engines: [Engine], seconds: Double = 0.6) throws(ApusError) -> [Double] {
+    var contexts: [ExecutionContext] = []
+    for engine in engines {
+      let context = try engine.makeContext()
+      for (name, tensor) in try engine.sampleInputs(builder.configuration) {
+        try context.bindInput(name, tensor)
+      }
+      try context.execute()
+      contexts.append(context)
+    }
+    var times = [[Double]](repeating: [], count: engines.count)
+    let end = Clock.seconds + seconds * Double(engines.count)
+    while Clock.seconds < end || times[0].count < 5 {
+      for index in contexts.indices {
+        let start = Clock.seconds
+        try contexts[index].execute()
+        times[index].append(Clock.seconds - start)
+      }
+    }
+    return times.map { $0.sorted()[$0.count / 2] }
+  }
+
+  /// The time of each layer in an engine in seconds, by name: the least of several runs of its kernels.
+  func layerTimes(of engine: Engine) throws(ApusError) -> [String: Double] {
+    let inputs = try engine.sampleInputs(builder.configuration)
+    let context = try engine.makeContext()
+    var best: [Double] = []
+    var owners: [String?] = []
+    var layerOf: [String: String] = [:]
+    for layer in layers { for source in layer.sources + [layer.name] { layerOf[source] = layer.name } }
+    for _ in 0..<7 {
+      let kernels = try context.profile(inputs)
+      if owners.isEmpty { owners = kernels.map { $0.sources.lazy.compactMap { layerOf[$0] }.first } }
+      let seconds = kernels.map(\.seconds)
+      best = best.isEmpty ? seconds : zip(best, seconds).map { min($0, $1) }
+    }
+    var result: [String: Double] = [:]
+    for (owner, seconds) in zip(owners, best) { if let owner { result[owner, default: 0] += seconds } }
+    return result
+  }
+
+  private static func results(_ engine: Engine, _ samples: HeldOutSamples) throws(ApusError)
+    -> [[Tensor]]
+  {
+    let context = try engine.makeContext()
+    var results: [[Tensor]] = []
+    for batch in samples.batches {
+      let named = try context.run(batch)
+      results.append(engine.outputs.compactMap { named[$0.name] })
+    }
+    return results
+  }
+
+  /// A row of scores for each sample; nil for what is no classifier.
+  private static func scores(_ results: [[Tensor]], _ outputs: [Engine.Binding]) -> [[Double]]? {
+    var rows: [[Double]] = []
+    for result in results {
+      guard outputs.count == 1, result.count == 1, result[0].dataType.isFloat,
+        ClassError.isClassifier(shape: result[0].shape)
+      else { return nil }
+      let values = result[0].doubles()
+      let classes = result[0].shape[1]
+      for start in stride(from: 0, to: values.count, by: classes) {
+        rows.append(Array(values[start..<start + classes]))
+      }
+    }
+    return rows
+  }
+}

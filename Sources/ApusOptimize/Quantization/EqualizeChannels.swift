@@ -1,0 +1,76 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusCalibration
+import ApusGraph
+import ApusOps
+import ApusTensor
+
+/// Moves powers of two from the channels of tensors into the weights around them, as `ChannelGroups`
+/// found they may be: results stay what they were.
+public struct EqualizeChannels: Pass {
+  public let name = "EqualizeChannels"
+  /// The powers.
+  public let scaling: ChannelScaling
+
+  /// Creates the pass.
+  public init(_ scaling: ChannelScaling) { self.scaling = scaling }
+
+  public func run(on graph: inout Graph, in context: PassContext) throws(ApusError) -> Int {
+    // All or nothing: what one node divides, others multiply.
+    guard !scaling.isEmpty, context.isEnabled(name) else { return 0 }
+    var count = 0
+    for id in try graph.topologicalOrder() {
+      let node = graph[id]
+      let (down, up) = (scaling.outputs[node.name], scaling.inputs[node.name])
+      guard down != nil || up != nil else { continue }
+      if let shift = ChannelGroups.shift(node, graph), let down {
+        try divide(id, shift, down, &graph)
+      } else if ChannelGroups.isProduct(node, graph) {
+        try scaleWeights(id, down, up, &graph)
+      }
+      count += 1
+    }
+    return count
+  }
+
+  private static func power(_ exponent: Int) -> Float {
+    Float(sign: .plus, exponent: exponent, significand: 1)
+  }
+
+  private func scaleWeights(_ id: NodeID, _ down: [Int]?, _ up: [Int]?, _ graph: inout Graph)
+    throws(ApusError)
+  {
+    let node = graph[id]
+    guard let weights = node.inputs[1].flatMap({ graph[$0].constant }) else { return }
+    let place = ChannelOfWeight(node, weights)
+    guard down.map({ $0.count == place.outputs }) ?? true,
+      up.map({ $0.count == place.inputs }) ?? true
+    else {
+      throw ApusError(
+        .invalidArgument, "the calibration's channel scaling does not fit", location: node.location)
+    }
+    var values = weights.floats()
+    for index in values.indices {
+      let exponent = (up?[place.input(of: index)] ?? 0) - (down?[place.output(of: index)] ?? 0)
+      if exponent != 0 { values[index] *= Self.power(exponent) }
+    }
+    let scaled = graph.addConstant(
+      graph.uniqueName("\(node.name).equalized"), try Tensor(values, shape: weights.shape))
+    graph.setInput(id, 1, to: scaled)
+    if let down, node.inputs.count > 2, node.inputs[2] != nil { try divide(id, 2, down, &graph) }
+  }
+
+  /// Divides the constant operand of a node that has a number for each channel.
+  private func divide(_ id: NodeID, _ index: Int, _ down: [Int], _ graph: inout Graph)
+    throws(ApusError)
+  {
+    let node = graph[id]
+    guard let constant = node.inputs[index].flatMap({ graph[$0].constant }) else { return }
+    let values = zip(constant.floats(), down).map { $0 * Self.power(-$1) }
+    let scaled = graph.addConstant(
+      graph.uniqueName("\(node.name).equalized_bias"), try Tensor(values, shape: constant.shape))
+    graph.setInput(id, index, to: scaled)
+  }
+}

@@ -80,6 +80,9 @@ let package = Package(
     .testTarget(
       name: "ApusBaseTests", dependencies: ["ApusBase", "ApusTensor"], swiftSettings: settings),
     .testTarget(
+      name: "ApusCalibrationTests", dependencies: ["ApusBase", "ApusTensor", "ApusCalibration"],
+      swiftSettings: settings),
+    .testTarget(
       name: "ApusGraphTests", dependencies: library + ["ApusTestSupport"],
       swiftSettings: settings),
     .testTarget(

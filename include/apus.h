@@ -220,7 +220,17 @@ typedef struct apus_config apus_config;
  *   timing-cache  a file
  *   level         0...5, how hard to search for fast kernels
  *   time-budget   seconds
- * and one that only exists here:
+ *   calibration   FILE.npz, FILE.npy, a folder of them, or random:N; samples for int8 and auto
+ *   calibrator    entropy, minmax, percentile, percentile:P or mse
+ *   calibration-cache  a file, used when it exists, else written
+ *   skip-bad-calibration-files  true or false
+ *   accuracy-budget    what auto may cost: points of top-1, or percent of the results' energy
+ *   accuracy-metric    top1 or noise
+ *   labels        a .npy file with the class of each sample
+ *   layer-precision    NODE=PRECISION; may be set once per layer
+ *   weight-clipping, bias-correction, equalize   true or false
+ * and two that only exist here:
+ *   calibration-table  the text of a calibration cache
  *   optimize      full, or reference: no optimisation, every operator by the reference interpreter
  * An unknown name or an unusable text fails and leaves the config as it was. */
 apus_status apus_config_create(apus_config **config);
@@ -259,6 +269,33 @@ void apus_engine_destroy(apus_engine *engine);
 
 /* JSON: the devices of this machine. */
 apus_status apus_devices(apus_report **json);
+
+/* Finding ranges for int8. Batches are given one after another; what is kept of them does not grow. The
+ * text of the result is what a calibration cache holds: save it as a file and build with the option
+ * "calibration-cache", or set it as the option "calibration-table". */
+typedef struct apus_calibration apus_calibration;
+
+apus_status apus_calibration_create(const char *path, const apus_config *config,
+                                    apus_calibration **calibration);
+apus_status apus_calibration_create_bytes(const void *bytes, size_t byte_count, const char *directory,
+                                          const apus_config *config, apus_calibration **calibration);
+
+/* An input of the next batch; the bytes are read when the batch is added. */
+apus_status apus_calibration_set_input(apus_calibration *calibration, const char *name,
+                                       const apus_tensor *tensor);
+apus_status apus_calibration_add(apus_calibration *calibration);
+apus_status apus_calibration_finish(apus_calibration *calibration, apus_report **table);
+void apus_calibration_destroy(apus_calibration *calibration);
+
+/* The threshold of the calibrator "entropy" for a histogram of magnitudes without zeros. */
+apus_status apus_entropy_threshold(const uint64_t *bins, size_t bin_count, double bin_width,
+                                   double *threshold);
+
+/* Which layers make results differ from single precision, as JSON. `engine` may be NULL: then the
+ * config's precision and calibration are looked at. `inputs` names files like calibration data;
+ * `wanted_decibels` is 0, or the signal-to-noise ratio for which to find the layers to raise. */
+apus_status apus_blame(const char *model, const apus_engine *engine, const apus_config *config,
+                       const char *inputs, double wanted_decibels, apus_report **json);
 
 /* Running ------------------------------------------------------------------------------------ */
 

@@ -6,11 +6,13 @@
     outputs = engine.run({"image": image})
 """
 
+from ._calibration import Calibration, blame, entropy_threshold
 from ._engine import Context, Engine, Port, build, devices
 from ._errors import ApusError
 from ._operators import register_operator
 from ._version import __version__
 
 __all__ = [
-    "ApusError", "Context", "Engine", "Port", "__version__", "build", "devices", "register_operator",
+    "ApusError", "Calibration", "Context", "Engine", "Port", "__version__", "blame", "build", "devices",
+    "entropy_threshold", "register_operator",
 ]

@@ -8,8 +8,10 @@ import os
 from typing import NamedTuple
 
 from . import _library
+from ._calibration import calibration_options
 from ._errors import ApusError
 from ._library import KIND_TENSOR, Handle, check, library
+from ._options import config_of, made_of
 from ._values import STRING, Described, as_array, from_value, numpy_dtype, to_value, view
 
 
@@ -55,55 +57,26 @@ def _ports(count, read, engine):
     return tuple(ports), {port.name: raw for port, raw in zip(ports, raws)}
 
 
-def _shape_text(shape):
-    """``(1, 3)`` or a text as they are, or three of them for minimum, optimum and maximum."""
-    if isinstance(shape, str):
-        return shape
-    if shape and not isinstance(shape[0], int):
-        return ":".join(_shape_text(part) for part in shape)
-    return "x".join(str(size) for size in shape)
-
-
-def _config(options):
-    """A config with the options that are not None; names are those of ``apus build``."""
-    config = Handle.made_by(library.apus_config_destroy, library.apus_config_create)
-    for name, value in options.items():
-        if value is None:
-            continue
-        texts = [value]
-        if name in ("shape", "shapes"):
-            name, texts = "shape", [f"{key}={_shape_text(shape)}" for key, shape in value.items()]
-        for text in texts:
-            text = os.fspath(text) if isinstance(text, os.PathLike) else str(text)
-            check(library.apus_config_set(
-                config.pointer, name.replace("_", "-").encode(), text.encode()))
-    return config
-
-
 def build(model, *, directory=None, device=None, precision=None, threads=None, batch=None,
           shapes=None, workspace=None, timing_cache=None, level=None, time_budget=None,
-          optimize=None, **options):
+          optimize=None, calibration=None, **options):
     """Builds a model into an engine.
 
     ``model`` is a path, the bytes of a model, or an ``onnx.ModelProto``; ``directory`` is where the
     external data of bytes lies. The options are those of ``apus build``; ``shapes`` maps input names
-    to ``"MIN:OPT:MAX"`` or to one or three tuples. ``optimize="reference"`` leaves the model as it
-    is and runs it with the reference interpreter.
+    to ``"MIN:OPT:MAX"`` or to one or three tuples. ``calibration`` is what ``--calibration`` takes, or
+    anything that gives batches: dictionaries of arrays by input name. ``optimize="reference"`` leaves
+    the model as it is and runs it with the reference interpreter.
     """
-    config = _config(dict(
+    options = dict(
         device=device, precision=precision, threads=threads, batch=batch, shapes=shapes,
         workspace=workspace, timing_cache=timing_cache, level=level, time_budget=time_budget,
-        optimize=optimize, **options))
-    destroy = library.apus_engine_destroy
-    if hasattr(model, "SerializeToString"):
-        model = model.SerializeToString()
-    if isinstance(model, (bytes, bytearray, memoryview)):
-        data = bytes(model)
-        where = os.fsencode(directory) if directory is not None else None
-        return Engine(Handle.made_by(
-            destroy, library.apus_build_bytes, data, len(data), where, config.pointer))
-    return Engine(Handle.made_by(
-        destroy, library.apus_build_file, os.fsencode(model), config.pointer))
+        optimize=optimize, **options)
+    with calibration_options(model, directory, calibration, options) as found:
+        config = config_of({**options, **found})
+        return Engine(made_of(
+            model, directory, config, library.apus_engine_destroy, library.apus_build_file,
+            library.apus_build_bytes))
 
 
 class Engine:
@@ -120,7 +93,7 @@ class Engine:
     @classmethod
     def load(cls, source, *, threads=None):
         """The engine in a file, which is mapped, or in bytes."""
-        config = _config({"threads": threads})
+        config = config_of({"threads": threads})
         destroy = library.apus_engine_destroy
         if isinstance(source, (bytes, bytearray, memoryview)):
             data = bytes(source)

@@ -6,7 +6,7 @@ import ctypes
 import os
 import pathlib
 import sys
-from ctypes import POINTER, c_char_p, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 
 from ._errors import ApusError
 
@@ -76,6 +76,13 @@ FUNCTIONS = {
     "apus_engine_input": (STATUS, [c_void_p, c_size_t, POINTER(Port)]),
     "apus_engine_output": (STATUS, [c_void_p, c_size_t, POINTER(Port)]),
     "apus_engine_inspect": (STATUS, [c_void_p, HANDLE_OUT]),
+    "apus_calibration_create": (STATUS, [c_char_p, c_void_p, HANDLE_OUT]),
+    "apus_calibration_create_bytes": (STATUS, [c_char_p, c_size_t, c_char_p, c_void_p, HANDLE_OUT]),
+    "apus_calibration_set_input": (STATUS, [c_void_p, c_char_p, POINTER(Tensor)]),
+    "apus_calibration_add": (STATUS, [c_void_p]),
+    "apus_calibration_finish": (STATUS, [c_void_p, HANDLE_OUT]),
+    "apus_entropy_threshold": (STATUS, [POINTER(c_uint64), c_size_t, c_double, POINTER(c_double)]),
+    "apus_blame": (STATUS, [c_char_p, c_void_p, c_void_p, c_char_p, c_double, HANDLE_OUT]),
     "apus_devices": (STATUS, [HANDLE_OUT]),
     "apus_context_create": (STATUS, [c_void_p, HANDLE_OUT]),
     "apus_context_set_input": (STATUS, [c_void_p, c_char_p, POINTER(Tensor)]),
@@ -86,7 +93,7 @@ FUNCTIONS = {
 }
 NOTHING = {
     "apus_report_destroy", "apus_value_destroy", "apus_config_destroy", "apus_engine_destroy",
-    "apus_context_destroy", "apus_context_clear",
+    "apus_context_destroy", "apus_context_clear", "apus_calibration_destroy",
 }
 
 

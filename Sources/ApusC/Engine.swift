@@ -47,13 +47,13 @@ public func apus_config_destroy(_ config: OpaquePointer?) {
 }
 
 /// The options in a config; the defaults for NULL.
-private func configuration(_ config: OpaquePointer?) throws(ApusError) -> BuilderConfiguration {
+func configuration(_ config: OpaquePointer?) throws(ApusError) -> BuilderConfiguration {
   guard config != nil else { return BuilderConfiguration() }
   return try object(config, ConfigHandle.self, named: "config").configuration
 }
 
 /// A caller's bytes.
-private func memory(_ bytes: UnsafeRawPointer?, _ byteCount: Int) throws(ApusError)
+func memory(_ bytes: UnsafeRawPointer?, _ byteCount: Int) throws(ApusError)
   -> UnsafeRawBufferPointer
 {
   guard bytes != nil || byteCount == 0 else { throw missing("bytes") }

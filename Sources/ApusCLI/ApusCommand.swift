@@ -13,6 +13,7 @@ struct ApusCommand: ParsableCommand {
     version: Apus.version,
     subcommands: [
       BuildCommand.self, RunCommand.self, BenchCommand.self, CompareCommand.self,
+      BlameCommand.self,
       InspectCommand.self, TacticsCommand.self, DevicesCommand.self, OpsCommand.self,
       KnobsCommand.self,
     ])

@@ -53,6 +53,7 @@ public enum Calibrator: Hashable, Sendable, CustomStringConvertible {
     switch self {
     case .minmax: return largest
     case .entropy:
+      if histogram.endsInPlateau { return largest }
       return min(largest, EntropyThreshold.find(histogram.bins, binWidth: histogram.binWidth))
     case .percentile(let percentage): return min(largest, Self.percentile(histogram, percentage))
     case .mse: return min(largest, Self.leastSquares(histogram))
@@ -72,7 +73,7 @@ public enum Calibrator: Hashable, Sendable, CustomStringConvertible {
   /// Numbers inside are wrong by a twelfth of the squared step on average, numbers beyond by how far
   /// they lie beyond.
   private static func leastSquares(_ histogram: MagnitudeHistogram) -> Double {
-    let bins = histogram.bins.map(Double.init)
+    let bins = histogram.bins.map { Double($0) }
     guard let last = bins.lastIndex(where: { $0 > 0 }) else { return 0 }
     let isSigned = histogram.lower < 0
     let steps = isSigned ? 127.5 : 255.0

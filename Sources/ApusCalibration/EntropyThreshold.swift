@@ -32,7 +32,7 @@ public enum EntropyThreshold {
   public static func find(_ bins: [UInt64], binWidth: Double, levels: Int = levels) -> Double {
     guard let last = bins.lastIndex(where: { $0 > 0 }), levels > 0 else { return 0 }
     guard last + 1 > levels else { return Double(last + 1) * binWidth }
-    let sums = RunningSums(bins.prefix(last + 1).map(Double.init))
+    let sums = RunningSums(bins.prefix(last + 1).map { Double($0) })
     var best = (divergence: Double.infinity, bins: last + 1)
     for candidate in levels...(last + 1) {
       let divergence = sums.divergence(of: candidate, levels: levels)

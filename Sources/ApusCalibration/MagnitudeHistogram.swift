@@ -41,6 +41,15 @@ public struct MagnitudeHistogram: Sendable, Hashable {
   /// The largest magnitude.
   public var largest: Double { count == 0 ? 0 : max(abs(lower), abs(upper)) }
 
+  /// Whether the largest magnitude is a limit that the network itself sets, as `min(x, 6)` does: what
+  /// lies there are no outliers.
+  public var endsInPlateau: Bool {
+    guard let last = bins.lastIndex(where: { $0 > 0 }), last >= 16 else { return false }
+    let before = bins[(last - 16)..<last].reduce(0, +)
+    let isLarge = bins[last] * 1000 >= count - zeroCount
+    return isLarge && bins[last] > before
+  }
+
   /// Adds numbers.
   public mutating func add(_ values: UnsafeBufferPointer<Float>) {
     var (low, high) = (Float.infinity, -Float.infinity)

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusCalibration
+import ApusOptimize
 
 /// The form in which an engine file keeps the report: tab-separated lines that begin with their kind.
 /// A reader passes over kinds it does not know, and over damaged lines: nothing but explanations
@@ -13,6 +15,12 @@ extension BuildReport {
     if !precision.isEmpty { lines.append(["precision", precision]) }
     lines += notes.map { ["note", $0] }
     lines += layers.map { ["layer"] + $0.fields }
+    if let calibration {
+      lines.append(["quantization"] + quantization.fields)
+      lines += calibration.text.split(separator: "\n").map { line in
+        ["calibration"] + line.split(separator: "\t", omittingEmptySubsequences: false).map(String.init)
+      }
+    }
     lines += phases.map { ["phase", $0.name, "\($0.seconds)"] }
     lines += rewrites.map { ["rewrite", $0.rule, "\($0.count)"] }
     lines += refusals.map { ["not-rewritten", $0.rule, $0.node, $0.reason] }
@@ -30,10 +38,16 @@ extension BuildReport {
   /// Reads the text form.
   package init(parsing text: String) {
     self.init()
+    var table = ""
     for line in text.split(separator: "\n") {
       let fields = line.split(separator: "\t", omittingEmptySubsequences: false).map(String.init)
-      read(fields[0], Array(fields.dropFirst()))
+      if fields[0] == "calibration" {
+        table += fields.dropFirst().joined(separator: "\t") + "\n"
+      } else {
+        read(fields[0], Array(fields.dropFirst()))
+      }
     }
+    calibration = table.isEmpty ? nil : try? CalibrationTable(parsing: table)
   }
 
   private mutating func read(_ kind: String, _ fields: [String]) {
@@ -44,6 +58,7 @@ extension BuildReport {
       totalSeconds = Double(fields[2]) ?? 0
     case ("precision", 1): precision = fields[0]
     case ("layer", 5): if let layer = LayerRecord(fields: fields) { layers.append(layer) }
+    case ("quantization", _): quantization = QuantizationOptions(fields: fields)
     case ("note", 1): notes.append(fields[0])
     case ("phase", 2): phases.append((fields[0], Double(fields[1]) ?? 0))
     case ("rewrite", 2): rewrites.append((fields[0], Int(fields[1]) ?? 0))
@@ -64,5 +79,22 @@ extension BuildReport {
   private static func oneField(_ text: String) -> String {
     guard text.contains(where: { $0 == "\t" || $0.isNewline }) else { return text }
     return String(text.map { $0 == "\t" || $0.isNewline ? " " : $0 })
+  }
+}
+
+extension QuantizationOptions {
+  /// The options that are switched on.
+  fileprivate var fields: [String] {
+    [
+      searchesWeightClipping ? "weight-clipping" : nil, correctsBias ? "bias-correction" : nil,
+      equalizesChannels ? "equalize" : nil,
+    ].compactMap { $0 }
+  }
+
+  fileprivate init(fields: [String]) {
+    self.init()
+    searchesWeightClipping = fields.contains("weight-clipping")
+    correctsBias = fields.contains("bias-correction")
+    equalizesChannels = fields.contains("equalize")
   }
 }

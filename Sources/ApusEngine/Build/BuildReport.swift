@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusCalibration
+import ApusOptimize
 
 /// What a build did: phases with times, rewrites, tuned problems. Kept in the engine file.
 public struct BuildReport: Sendable {
@@ -25,6 +27,9 @@ public struct BuildReport: Sendable {
   public var precision = ""
   /// What users of the engine should know.
   public var notes: [String] = []
+  /// The ranges that were used, and how weights were rounded.
+  public var calibration: CalibrationTable?
+  public var quantization = QuantizationOptions()
   /// Why layers have the precisions they have.
   public var layers: [LayerRecord] = []
   /// Seconds by phase, in order.

@@ -12,7 +12,7 @@ import ApusTensor
 public struct Builder: Sendable {
   var configuration: BuilderConfiguration
   private let chosenBackend: (any Backend)?
-  let progress: ProgressHandler?
+  var progress: ProgressHandler?
   /// A timing cache that several builds share; nil for that of the configuration's file.
   var cache: TimingCache?
 
@@ -35,6 +35,9 @@ public struct Builder: Sendable {
     return try Devices.backend(
       for: configuration.device, threadCount: configuration.threadCount)
   }
+
+  /// The device that engines are built for.
+  public func device() throws(ApusError) -> DeviceTraits { try backend().traits }
 
   /// Builds an engine for a network.
   ///
@@ -59,9 +62,11 @@ public struct Builder: Sendable {
   ) throws(ApusError) -> Engine {
     var graph = network
     var report = BuildReport()
-    report.precision = precisions.usual.rawValue
+    report.precision = precisions.asked.rawValue
     report.notes += precisions.notes
     report.layers = precisions.records
+    report.calibration = precisions.table
+    report.quantization = precisions.quantization
     let types = try TunedShapes(configuration).types(of: graph)
     if !configuration.shapes.isEmpty || configuration.batch != nil {
       try TunedShapes(configuration).checkRanges(graph)

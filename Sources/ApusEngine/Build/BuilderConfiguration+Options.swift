@@ -29,6 +29,7 @@ extension BuilderConfiguration {
       isReference = text == "reference"
     case "calibration": calibration = try CalibrationSource(text)
     case "calibration-cache": calibrationCachePath = text
+    case "calibration-table": calibrationTable = try CalibrationTable(parsing: text)
     case "skip-bad-calibration-files": skipsBadCalibrationFiles = try OptionText.flag(option, text)
     case "weight-clipping": quantization.searchesWeightClipping = try OptionText.flag(option, text)
     case "equalize": quantization.equalizesChannels = try OptionText.flag(option, text)
@@ -54,7 +55,7 @@ extension BuilderConfiguration {
   /// The names that `set` takes.
   public static let optionNames = [
     "device", "precision", "threads", "batch", "shape", "workspace", "timing-cache", "level",
-    "time-budget", "optimize", "calibration", "calibrator", "calibration-cache",
+    "time-budget", "optimize", "calibration", "calibrator", "calibration-cache", "calibration-table",
     "skip-bad-calibration-files", "weight-clipping", "bias-correction", "equalize", "layer-precision", "accuracy-budget",
     "accuracy-metric", "labels",
   ]

@@ -10,7 +10,7 @@ extension Calibration {
   private static let header = "apus calibration state 1"
 
   /// The state after the batches so far.
-  var stateText: String {
+  package var stateText: String {
     var lines = [
       Self.header, "model\t\(Checksum.hex(modelHash))",
       "seen\t\(batchCount)\t\(sampleCount)\t\(Checksum.hex(seen.value))",

@@ -122,8 +122,8 @@ public final class Calibration {
   ///   number, and when a tensor of the network overflows; what was counted before stays.
   public func add(_ inputs: [String: Tensor]) throws(ApusError) {
     try CalibrationBatches.check(inputs)
+    try InputCheck.check(try InputCheck.ordered(inputs.mapValues { .tensor($0) }, for: graph), for: graph)
     if scaling == nil {
-      try InputCheck.check(try InputCheck.ordered(inputs.mapValues { .tensor($0) }, for: graph), for: graph)
       var batch: [String: Tensor] = [:]
       for (name, tensor) in inputs { batch[name] = try tensor.copied() }
       waiting.append(batch)
@@ -165,9 +165,7 @@ public final class Calibration {
   }
 
   private func count(_ inputs: [String: Tensor]) throws(ApusError) {
-    guard let context else { return }
-    let results = try context.run(inputs)
-    func value(_ name: String) -> Tensor? { inputs[name] ?? results[Self.exportName(name)] }
+    let value = try values(inputs)
     for tensor in watched { if let value = value(tensor.name) { try checkFinite(value, tensor.name) } }
     for index in watched.indices {
       guard let value = value(watched[index].name) else { continue }
@@ -177,6 +175,13 @@ public final class Calibration {
       guard let value = value(operands[index].name) else { continue }
       operands[index].means.add(value, axis: operands[index].axis)
     }
+  }
+
+  /// Runs a batch; the function returned gives the tensors that are watched by their names.
+  func values(_ inputs: [String: Tensor]) throws(ApusError) -> (String) -> Tensor? {
+    guard let context else { return { _ in nil } }
+    let results = try context.run(inputs)
+    return { name in inputs[name] ?? results[Self.exportName(name)] }
   }
 
   /// Counts a batch as seen.

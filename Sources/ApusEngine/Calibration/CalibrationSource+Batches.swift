@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusGraph
 import ApusTensor
 
 /// One batch of calibration data.
@@ -17,6 +18,21 @@ struct CalibrationBatch {
 }
 
 extension CalibrationSource {
+  /// All batches for a network.
+  ///
+  /// - Throws: `file-access`, `malformed-file` or `invalid-argument` with the file.
+  public func batches(for network: Graph, _ configuration: BuilderConfiguration)
+    throws(ApusError) -> [[String: Tensor]]
+  {
+    let inputs = network.inputs.map { Engine.Binding(name: network[$0].name, type: network[$0].type) }
+    var result: [[String: Tensor]] = []
+    try forEachBatch(
+      of: inputs, openBatch: configuration.batch ?? 1,
+      skipsBadFiles: configuration.skipsBadCalibrationFiles
+    ) { (batch) throws(ApusError) in result.append(batch.inputs) }
+    return result
+  }
+
   /// Calls `body` with each batch in order.
   ///
   /// - Parameters:

@@ -3,7 +3,8 @@
 
 /// What an accuracy budget limits.
 public enum AccuracyMetric: String, Sendable, CaseIterable {
-  /// The drop of top-1 accuracy in points: for networks with one result of a row of scores a sample.
+  /// The drop of top-1 accuracy in points, for networks with one result of a row of scores a sample;
+  /// of twenty answers that change one counts as lost at least.
   case top1
   /// The energy of the error in percent of the energy of the results: 0.1 is a signal-to-noise ratio of
   /// 30 dB.
@@ -21,11 +22,11 @@ public struct OutputError: Sendable {
   /// The energy of the error as a share of that of the results.
   public var relativeNoise: Double { signal > 0 ? noise / signal : noise > 0 ? .infinity : 0 }
 
-  /// The value that a budget is compared with; all margins' noise is scaled by `scale` in amplitude.
-  func value(_ metric: AccuracyMetric, scale: Double = 1) -> Double {
+  /// The value that a budget is compared with.
+  func value(_ metric: AccuracyMetric) -> Double {
     switch metric {
-    case .noise: 100 * relativeNoise * scale * scale
-    case .top1: classes?.expectedDrop(scale: scale) ?? 0
+    case .noise: 100 * relativeNoise
+    case .top1: classes?.cost ?? 0
     }
   }
 }

@@ -57,8 +57,11 @@ extension Builder {
   }
 
   private func checkLayers(_ network: Graph) throws(ApusError) {
-    let names = Set(network.nodes.map { network[$0].name })
-    for name in configuration.layerPrecisions.keys.sorted() where !names.contains(name) {
+    let names = network.nodes.map { network[$0].name }
+    for name in configuration.layerPrecisions.keys.sorted()
+    // Layers that were merged are called after their nodes: `conv1+bn1`, `linear/MatMul`.
+    where !names.contains(where: { name == $0 || name.hasPrefix("\($0)+") || name.hasPrefix("\($0)/") })
+    {
       throw ApusError(
         .invalidArgument, "a precision is given for '\(name)', which is no node of the network",
         hint: "apus inspect lists the nodes")
@@ -90,6 +93,7 @@ extension Builder {
     }
     outcome.precisions.notes = outcome.notes + Self.notes(table)
     outcome.precisions.records = outcome.records
+    outcome.precisions.isChosen = true
     return (outcome.precisions, builder)
   }
 

@@ -27,16 +27,43 @@ struct ClassError: Sendable {
   /// How many samples are right in single precision and as rounded; nil without labels.
   var hits: (exact: Int, rounded: Int)?
 
-  /// Points of top-1 accuracy, for noise of `scale` times the measured deviation.
-  func expectedDrop(scale: Double = 1) -> Double {
-    guard !margins.isEmpty else { return 0 }
-    let deviation = scale * deviation
-    guard deviation > 0 else { return 0 }
-    var sum = 0.0
-    for (margin, loss) in zip(margins, losses) {
-      sum += loss * 0.5 * erfc(margin.exact / deviation / 2.0.squareRoot())
+  /// Changed answers that a lost point may come with. Gains and losses nearly cancel where samples are
+  /// hard; a budget that counted their difference alone would let many answers change unseen.
+  static let changesForALostPoint = 20.0
+
+  /// Points of top-1 accuracy that rounding costs: the expected drop, or the share of answers that the
+  /// changed ones stand for, whichever is more.
+  var cost: Double { max(expectedDrop, expectedChanges / Self.changesForALostPoint) }
+
+  /// Points of top-1 accuracy that are lost on average.
+  var expectedDrop: Double { percentage { $0.change * $0.loss } }
+
+  /// Percent of the samples whose class changes on average.
+  var expectedChanges: Double { percentage { $0.change } }
+
+  private func percentage(_ share: ((change: Double, loss: Double)) -> Double) -> Double {
+    let deviation = deviation
+    guard !margins.isEmpty, deviation > 0 else { return 0 }
+    let sum = evened.reduce(0.0) { sum, sample in
+      let change = 0.5 * erfc(sample.margin / deviation / 2.0.squareRoot())
+      return sum + sample.weight * share((change, sample.loss))
     }
     return 100 * sum / Double(margins.count)
+  }
+
+  /// The samples, the third with the smallest margins spread evenly down to zero: whether one of some
+  /// dozens happens to have a margin of nearly nothing must not decide.
+  private var evened: [(margin: Double, loss: Double, weight: Double)] {
+    let sorted = zip(margins, losses).map { (margin: $0.exact, loss: $1) }.sorted { $0.margin < $1.margin }
+    let few = sorted.count / 3
+    guard few > 0, sorted[few].margin > 0 else { return sorted.map { ($0.margin, $0.loss, 1) } }
+    let edge = sorted[few]
+    let points = 256
+    let spread = (0..<points).map { index in
+      let place = (Double(index) + 0.5) / Double(points)
+      return (edge.margin * place, edge.loss * place, Double(few) / Double(points))
+    }
+    return spread + sorted.dropFirst(few).map { ($0.margin, $0.loss, 1) }
   }
 
   /// The deviation of the margins' changes, without what only scales all margins.

@@ -23,6 +23,12 @@ struct HeldOutSamples {
     self.labels = labels == nil ? nil : []
   }
 
+  /// Samples that are all there are.
+  init(batches: [[String: Tensor]]) {
+    self.init()
+    self.batches = batches
+  }
+
   /// Takes a batch if it is its turn.
   mutating func take(_ batch: CalibrationBatch) -> Bool {
     defer { index += 1 }

@@ -12,6 +12,8 @@ import ApusOptimize
 struct LayerPrecisions: Sendable {
   /// The precision of nodes that are not named.
   var usual = BuilderConfiguration.Precision.fp32
+  /// Whether `usual` and `named` were found for precision `auto`.
+  var isChosen = false
   /// Precisions by node name.
   var named: [String: BuilderConfiguration.Precision] = [:]
   /// The ranges for int8; without them nothing is rounded to bytes.
@@ -23,6 +25,12 @@ struct LayerPrecisions: Sendable {
   var notes: [String] = []
   /// Why each layer has its precision.
   var records: [LayerRecord] = []
+
+  /// What the user asked for.
+  var asked: BuilderConfiguration.Precision { isChosen ? .auto : usual }
+
+  /// The precision of a layer.
+  func precision(of name: String) -> BuilderConfiguration.Precision { named[name] ?? usual }
 
   /// Whether any product can take a precision.
   func uses(_ precision: BuilderConfiguration.Precision) -> Bool {

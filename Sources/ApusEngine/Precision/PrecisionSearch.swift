@@ -203,7 +203,7 @@ struct PrecisionSearch {
   private func summary(_ error: OutputError, _ seconds: Double, _ single: Double) -> String {
     var text = "budget \(budget) (\(metric.rawValue)): "
     if metric == .top1, let classes = error.classes {
-      text += "expected drop \(rounded(classes.expectedDrop())) points"
+      text += "expected drop \(rounded(classes.expectedDrop)) points, \(rounded(classes.expectedChanges)) % of answers changed"
       text += ", \(classes.agreeing) of \(classes.margins.count) samples set aside keep their class"
       if let hits = classes.hits { text += ", \(hits.rounded) right, \(hits.exact) in fp32" }
     } else {

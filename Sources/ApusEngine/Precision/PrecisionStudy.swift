@@ -46,6 +46,8 @@ final class PrecisionStudy {
   {
     var builder = builder
     builder.cache = try builder.timingCache()
+    // Its builds are steps of something that reports progress itself.
+    builder.progress = nil
     backend = try builder.backend()
     var graph = network
     var pipeline = Pipeline(Pipeline.preparing(backend.traits))

@@ -34,7 +34,7 @@ public struct UseBFloat16: Pass {
     _ id: NodeID, _ graph: inout Graph, _ rounded: inout [ValueID: ValueID], _ context: PassContext
   ) throws(ApusError) -> Bool {
     let node = graph[id]
-    guard layers.contains(node.name), let op = Self.narrowForm(node, graph), let x = node.inputs[0],
+    guard layers.contains(node), let op = Self.narrowForm(node, graph), let x = node.inputs[0],
       let weights = node.inputs[1].flatMap({ graph[$0].constant }),
       let rank = graph[node.outputs[0]].type.tensor?.rank,
       context.claim(name, node.name)

@@ -36,7 +36,7 @@ public struct InsertQuantization: Pass {
     var rounded: [ValueID: ValueID] = [:]
     for product in try QuantizableProducts(graph).products {
       let node = graph[product.node]
-      guard layers.contains(node.name) else {
+      guard layers.contains(node) else {
         context.refuse(name, node.name, because: "another precision is chosen for it")
         continue
       }

@@ -1,0 +1,138 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import Apus
+import ApusCalibration
+import ApusTestSupport
+import Foundation
+import Testing
+
+@Suite struct PrecisionSearchTests {
+  private func archive(_ samples: Int) throws -> String {
+    let path = FileManager.default.temporaryDirectory.path + "/apus-samples-\(UInt64.random(in: 0 ... .max)).npz"
+    let batch = try QuantizableNetwork.batch(samples, seed: 21)
+    try NumPy.writeArchive([(name: "x", tensor: batch["x"]!)], to: path)
+    return path
+  }
+
+  private func configuration(_ path: String) -> BuilderConfiguration {
+    var configuration = BuilderConfiguration()
+    configuration.level = 0
+    configuration.precision = .auto
+    configuration.accuracyMetric = .noise
+    configuration.calibration = .file(path)
+    return configuration
+  }
+
+  private func noise(_ engine: Engine, _ graph: Graph) throws -> Double {
+    let inputs = try QuantizableNetwork.batch(16, seed: 5)
+    let wanted = try ReferenceInterpreter.run(graph, inputs: [inputs["x"].map { .tensor($0) }])
+    let got = try #require(try engine.makeContext().run(inputs)["y"])
+    let relative = TensorDifference(got, try #require(wanted[0].tensor)).relativeL2
+    return relative * relative
+  }
+
+  @Test func theBudgetIsKept() throws {
+    let graph = try QuantizableNetwork.graph()
+    let path = try archive(48)
+    for budget in [10.0, 0.02, 1e-6] {
+      var configuration = configuration(path)
+      configuration.accuracyBudget = budget
+      let engine = try Builder(configuration).build(graph)
+      // Other samples than those it was measured on: some leeway.
+      #expect(try 100 * noise(engine, graph) <= 3 * budget + 1e-9)
+      #expect(engine.report.precision == "auto")
+      let records = engine.report.layers
+      guard engine.device.fastTypes.contains(.int8) else { continue }
+      #expect(records.count == QuantizableNetwork.products.count)
+      #expect(records.allSatisfy { !$0.reason.isEmpty && $0.seconds["fp32"] != nil && $0.seconds["int8"] != nil })
+      if budget < 1e-5 { #expect(records.allSatisfy { $0.precision == "fp32" }) }
+    }
+  }
+
+  @Test func wordsAndFilesThatDoNotFitAreErrors() throws {
+    let graph = try QuantizableNetwork.graph()
+    let few = configuration(try archive(2))
+    #expect(throws: ApusError.self) { try Builder(few).build(graph) }
+    var labelled = configuration(try archive(12))
+    labelled.labelsPath = FileManager.default.temporaryDirectory.path + "/apus-labels-\(UInt64.random(in: 0 ... .max)).npy"
+    try NumPy.write(try Tensor([Int64](repeating: 1, count: 5), .int64, shape: [5]), to: labelled.labelsPath!)
+    let error = #expect(throws: ApusError.self) { try Builder(labelled).build(graph) }
+    #expect(error?.message.contains("labels") == true)
+  }
+
+  @Test func singleLayersCanBeChosenByHand() throws {
+    let graph = try QuantizableNetwork.graph()
+    var configuration = configuration(try archive(12))
+    configuration.precision = .int8
+    configuration.layerPrecisions = ["one.a": .fp32]
+    let engine = try Builder(configuration).build(graph)
+    guard engine.device.fastTypes.contains(.int8) else { return }
+    let wide = engine.graph.nodes.filter { id in
+      let op = (engine.graph[id].op as? Fused)?.anchor ?? engine.graph[id].op
+      return op is Conv && (op as? Conv)?.sumType == nil
+    }
+    #expect(wide.count == 1 && engine.graph[wide[0]].sources.contains("one.a"))
+    configuration.layerPrecisions = ["nobody": .fp32]
+    #expect(throws: ApusError.self) { try Builder(configuration).build(graph) }
+  }
+
+  /// A tensor's range is spoilt; the layer that reads it must be named first. Twenty times of twenty.
+  @Test func blameFindsTheSpoiltLayer() throws {
+    let graph = try QuantizableNetwork.graph()
+    var configuration = BuilderConfiguration()
+    configuration.level = 0
+    configuration.precision = .int8
+    let calibration = try Calibration(graph, configuration)
+    for seed in 1...4 { try calibration.add(try QuantizableNetwork.batch(4, seed: UInt64(seed))) }
+    let table = try calibration.finish()
+    guard try Builder(configuration).device().fastTypes.contains(.int8) else { return }
+    let samples = [try QuantizableNetwork.batch(8, seed: 9)]
+    // Tensors that one layer alone reads.
+    let readers: [String: String] = Dictionary(
+      uniqueKeysWithValues: ["one.a", "one.b", "two.a", "two.b", "last", "classes"].compactMap { name in
+        let id = graph.nodes.first { graph[$0].name == name }!
+        return graph[id].inputs[0].map { (graph[$0].name, name) }
+      })
+    let tensors = readers.keys.filter { table.entries[$0] != nil }.sorted()
+    #expect(tensors.count >= 5)
+    var generator = SeededGenerator(seed: 20)
+    var found = 0
+    for _ in 0..<20 {
+      let tensor = tensors[generator.integer(below: tensors.count)]
+      let factor = generator.integer(below: 2) == 0 ? 1.0 / 24 : 64
+      var spoilt = table
+      spoilt.entries[tensor]!.range.lower *= factor
+      spoilt.entries[tensor]!.range.upper *= factor
+      configuration.calibrationTable = spoilt
+      let engine = try Builder(configuration).build(graph)
+      let blame = try Blame(of: graph, configuration, engine: engine, batches: samples)
+      let first = blame.layers.first?.name
+      if first == readers[tensor] {
+        found += 1
+      } else {
+        Issue.record("\(tensor) times \(factor): \(blame.layers.prefix(3))")
+      }
+      if factor < 1 {
+        #expect(blame.tensors.first { $0.name == tensor }.map { $0.saturatedCount > 0 } == true)
+      }
+    }
+    #expect(found == 20)
+  }
+
+  @Test func theSmallestSetToRaiseIsFound() throws {
+    let graph = try QuantizableNetwork.graph()
+    var configuration = BuilderConfiguration()
+    configuration.level = 0
+    configuration.precision = .int8
+    configuration.calibration = .file(try archive(16))
+    guard try Builder(configuration).device().fastTypes.contains(.int8) else { return }
+    let samples = [try QuantizableNetwork.batch(8, seed: 9)]
+    let plain = try Blame(of: graph, configuration, batches: samples)
+    let blame = try Blame(of: graph, configuration, batches: samples, wantedError: plain.error / 2)
+    let raised = try #require(blame.raised)
+    #expect(raised.error <= plain.error / 2 && !raised.layers.isEmpty)
+    #expect(raised.layers == Array(blame.layers.map(\.name).prefix(raised.layers.count)))
+    #expect(abs(plain.layers.reduce(0) { $0 + $1.share } - 1) < 1e-9)
+  }
+}

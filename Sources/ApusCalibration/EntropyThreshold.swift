@@ -33,13 +33,11 @@ public enum EntropyThreshold {
     guard let last = bins.lastIndex(where: { $0 > 0 }), levels > 0 else { return 0 }
     guard last + 1 > levels else { return Double(last + 1) * binWidth }
     let sums = RunningSums(bins.prefix(last + 1).map { Double($0) })
-    var best = (divergence: Double.infinity, bins: last + 1)
-    for candidate in levels...(last + 1) {
-      let divergence = sums.divergence(of: candidate, levels: levels)
-      // Of equal candidates the widest: it clips least.
-      if divergence <= best.divergence { best = (divergence, candidate) }
-    }
-    return Double(best.bins) * binWidth
+    let divergences = (levels...(last + 1)).map { sums.divergence(of: $0, levels: levels) }
+    let least = divergences.min() ?? 0
+    // Of candidates that are equal but for rounding the widest: it clips least.
+    let best = divergences.lastIndex { $0 <= least + 1e-11 } ?? divergences.count - 1
+    return Double(levels + best) * binWidth
   }
 
   /// Sums over the first bins, so that a candidate costs as much as it has levels.

@@ -9,11 +9,14 @@ import Testing
 private func published(_ bins: [UInt64], _ levels: Int) -> Int {
   let last = (bins.lastIndex { $0 > 0 } ?? -1) + 1
   guard last > levels else { return last }
-  var best = (divergence: Double.infinity, bins: last)
+  var divergences: [Double] = []
   for size in levels...last {
     var reference = bins[..<size].map { Double($0) }
     let inside = reference.reduce(0, +)
-    guard inside > 0 else { continue }
+    guard inside > 0 else {
+      divergences.append(.infinity)
+      continue
+    }
     reference[size - 1] += bins[size..<last].reduce(0.0) { $0 + Double($1) }
     var rounded = [Double](repeating: 0, count: size)
     for level in 0..<levels {
@@ -29,9 +32,10 @@ private func published(_ bins: [UInt64], _ levels: Int) -> Int {
       let p = reference[index] / total
       divergence += p * log(p / (rounded[index] / inside))
     }
-    if divergence <= best.divergence + 1e-12 { best = (divergence, size) }
+    divergences.append(divergence)
   }
-  return best.bins
+  let least = divergences.min() ?? 0
+  return levels + (divergences.lastIndex { $0 <= least + 1e-11 } ?? 0)
 }
 
 @Suite struct EntropyThresholdTests {

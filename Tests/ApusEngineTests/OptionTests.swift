@@ -12,7 +12,11 @@ import Testing
       ("device", "cpu"), ("precision", "fp32"), ("threads", "4"), ("batch", "8"),
       ("shape", "images:0=1x3x8x8:2x3x8x8:4x3x8x8"), ("workspace", "64M"),
       ("timing-cache", "times.txt"), ("level", "2"), ("time-budget", "1.5"),
-      ("optimize", "reference"),
+      ("optimize", "reference"), ("calibration", "random:8"), ("calibrator", "percentile:99.9"),
+      ("calibration-cache", "ranges.txt"), ("skip-bad-calibration-files", "true"),
+      ("weight-clipping", "true"), ("bias-correction", "false"), ("equalize", "true"),
+      ("accuracy-budget", "0.5"), ("accuracy-metric", "noise"), ("labels", "labels.npy"),
+      ("layer-precision", "a=b=fp32"),
     ] {
       try configuration.set(option, to: text)
     }
@@ -20,13 +24,19 @@ import Testing
     #expect(configuration.shapes["images:0"]?.optimum == [2, 3, 8, 8])
     #expect(configuration.workspaceLimit == 64 << 20)
     #expect(configuration.timeBudgetSeconds == 1.5 && configuration.isReference)
+    #expect(configuration.calibration == .random(8) && configuration.calibrator == .percentile(99.9))
+    #expect(configuration.quantization.searchesWeightClipping && !configuration.quantization.correctsBias)
+    #expect(configuration.accuracyBudget == 0.5 && configuration.accuracyMetric == .noise)
+    #expect(configuration.layerPrecisions == ["a=b": .fp32])
   }
 
   @Test(arguments: [
     ("colour", "blue"), ("threads", "many"), ("threads", "-1"), ("batch", "0"), ("level", "6"),
     ("precision", "int7"), ("workspace", "9999999999999G"), ("time-budget", "nan"),
     ("shape", "image"), ("shape", "image=1xx3"), ("shape", "image=2:1:3"), ("shape", "image=1:2"),
-    ("optimize", "much"),
+    ("optimize", "much"), ("calibration", "nowhere"), ("calibrator", "median"),
+    ("accuracy-budget", "0"), ("accuracy-metric", "luck"), ("layer-precision", "conv"),
+    ("layer-precision", "conv=auto"), ("equalize", "maybe"),
   ])
   func refusesWithAHint(option: String, text: String) {
     var configuration = BuilderConfiguration()

@@ -142,20 +142,11 @@ struct PrecisionSearch {
   private func shortest(
     _ raises: [Raise], _ choice: [String: Precision], _ start: Double
   ) throws(ApusError) -> ([String: Precision], (engine: Engine, error: OutputError)) {
-    func raised(_ count: Int) -> [String: Precision] {
-      var result = choice
-      for raise in raises.prefix(count) {
-        if Self.width(raise.precision) > Self.width(result[raise.layer]) {
-          result[raise.layer] = raise.precision
-        }
-      }
-      return result
-    }
     var (low, high) = (0, raises.count)
-    var best = try verified(raised(high))
+    var best = try verified(Self.raised(choice, by: raises[...]))
     while high - low > 1 {
       let middle = (low + high) / 2
-      let candidate = try verified(raised(middle))
+      let candidate = try verified(Self.raised(choice, by: raises[..<middle]))
       if candidate.error.value(metric) <= budget {
         (high, best) = (middle, candidate)
       } else {
@@ -163,7 +154,33 @@ struct PrecisionSearch {
       }
       try report(low, high, start)
     }
-    return (raised(high), best)
+    // What the last steps took away may be more than was needed: the dearest are tried without.
+    var taken = Array(raises[..<high])
+    let dearest = taken.indices.sorted { taken[$0].cost > taken[$1].cost }.prefix(Self.returnLimit)
+    var returned: Set<Int> = []
+    for index in dearest {
+      let rest = taken.indices.filter { $0 != index && !returned.contains($0) }.map { taken[$0] }
+      let candidate = try verified(Self.raised(choice, by: rest[...]))
+      guard candidate.error.value(metric) <= budget else { continue }
+      returned.insert(index)
+      best = candidate
+    }
+    taken = taken.indices.filter { !returned.contains($0) }.map { taken[$0] }
+    return (Self.raised(choice, by: taken[...]), best)
+  }
+
+  /// How many steps are tried to be taken back.
+  private static let returnLimit = 12
+
+  /// A choice after steps towards single precision.
+  private static func raised(_ choice: [String: Precision], by raises: ArraySlice<Raise>)
+    -> [String: Precision]
+  {
+    var result = choice
+    for raise in raises where width(raise.precision) > width(result[raise.layer]) {
+      result[raise.layer] = raise.precision
+    }
+    return result
   }
 
   private static func width(_ precision: Precision?) -> Int {

@@ -129,7 +129,8 @@ package final class ConvPlan: Sendable {
         TiledMultiply.KBlock(first: first, count: count, k: memberK, start: first * memberK))
       first += count
     }
-    let groupBytes = PackedMatrix.byteCount(k: k, n: groupOutputs, nr: tile.columns(isa))
+    let groupBytes =
+      PackedMatrix.byteCount(k: k, n: groupOutputs, nr: tile.columns(isa)) / 4 * types.kind.columnBytes
     packedWeightByteCount = groupBytes * shape.groups
     workspaceByteCount = padded ? shape.batch * height * width * pixel + 4 : 0
     multiply = try TiledMultiply(

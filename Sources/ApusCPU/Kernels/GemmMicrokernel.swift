@@ -21,6 +21,8 @@ package enum EpilogueOperand: Hashable, Sendable {
 package enum ProductKind: Hashable, Sendable {
   /// Single precision, one element a word.
   case float32
+  /// Single precision in A; B is stored in half precision and widened on the way into registers.
+  case float16Weights
   /// BF16 operands, two elements a word, sums in single precision.
   case bfloat16
   /// Unsigned bytes in A, signed ones in B, four elements a word, sums in 32-bit integers.
@@ -29,13 +31,15 @@ package enum ProductKind: Hashable, Sendable {
   /// Elements of K in a word.
   package var interleave: Int {
     switch self {
-    case .float32: 1
+    case .float32, .float16Weights: 1
     case .bfloat16: 2
     case .int8: 4
     }
   }
-  /// Bytes of an element of A and of B.
+  /// Bytes of an element of A.
   package var elementBytes: Int { 4 / interleave }
+  /// Bytes of a word of K in a column of B.
+  package var columnBytes: Int { self == .float16Weights ? 2 : 4 }
   /// The type of a sum.
   package var sumType: DataType { self == .int8 ? .int32 : .float32 }
 }
@@ -127,7 +131,9 @@ private struct MicrokernelGenerator {
       shape.masksB && shape.isa == .avx2 && shape.lastColumns != shape.isa.lanes
     let needed =
       count + shape.vectors + (shape.embedsBroadcast ? 0 : 1) + (masksLanes ? 1 : 0)
-    guard isa != .portable, rows > 0, shape.vectors > 0, needed <= isa.registerCount else {
+    guard isa != .portable, rows > 0, shape.vectors > 0, needed <= isa.registerCount,
+      !shape.masksB || shape.kind != .float16Weights
+    else {
       throw ApusError(
         .notYetSupported, "a tile of \(rows) x \(shape.vectors) vectors does not fit the registers")
     }
@@ -221,10 +227,15 @@ private struct MicrokernelGenerator {
     var spare = Array(free.dropFirst(shape.vectors))
     if case .lanes(let lanes) = tail, !shape.masksB { spare.append(lanes) }
     for (index, column) in columns.enumerated() {
-      let place = Address(.rbx, k * panelBytes + index * width.bytes)
-      a.loadTail(column, place, shape.masksB ? tail(index) : nil)
+      let vectorBytes = isa.lanes * shape.kind.columnBytes
+      let place = Address(.rbx, k * panelBytes + index * vectorBytes)
+      if shape.kind == .float16Weights {
+        a.vcvtph2ps(column, place)
+      } else {
+        a.loadTail(column, place, shape.masksB ? tail(index) : nil)
+      }
       // Panels are read once from start to end, across pages, where the hardware does not look ahead.
-      if !shape.masksB && index * width.bytes % 64 == 0 {
+      if !shape.masksB && index * vectorBytes % 64 == 0 {
         a.prefetcht0(place.offset(Self.prefetchSteps * panelBytes))
       }
     }
@@ -253,7 +264,7 @@ private struct MicrokernelGenerator {
 
   private func multiplyAdd(_ sum: Vec, _ column: Vec, _ factor: Vec) {
     switch shape.kind {
-    case .float32: a.vfmadd231ps(sum, column, factor)
+    case .float32, .float16Weights: a.vfmadd231ps(sum, column, factor)
     case .bfloat16: a.vdpbf16ps(sum, column, factor)
     case .int8: a.vpdpbusd(sum, factor, column)
     }

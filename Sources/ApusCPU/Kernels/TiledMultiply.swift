@@ -119,7 +119,7 @@ package final class TiledMultiply: Sendable {
           try Microkernel(
             MicrokernelShape(
               rowOffsets: pattern, vectors: (columns + lanes - 1) / lanes,
-              panelBytes: 4 * (plan.ldb ?? nr), masksB: plan.ldb != nil,
+              panelBytes: plan.types.kind.columnBytes * (plan.ldb ?? nr), masksB: plan.ldb != nil,
               lastColumns: (columns - 1) % lanes + 1, rowStrideOfC: plan.ldc,
               epilogue: plan.epilogue, operands: plan.operands,
               operandTypes: plan.types.operands, resultType: plan.types.result,
@@ -213,7 +213,7 @@ package final class TiledMultiply: Sendable {
       for (index, block) in plan.blocks.enumerated() {
         arguments[Argument.b] =
           plan.ldb.map { b + (block.start * $0 + panel * nr) * 4 }
-          ?? b + (panel * plan.k + block.start) * nr * 4
+          ?? b + (panel * plan.k + block.start) * nr * plan.types.kind.columnBytes
         arguments[Argument.k] = block.k
         arguments[Argument.batchCount] = block.count
         arguments[Argument.batchOffsets] = Int(bitPattern: offsets.base + block.first)

@@ -47,7 +47,7 @@ package final class WinogradPlan: Sendable {
 
   /// How the transformed tiles of a product are multiplied.
   package static func products(_ kind: ProductKind, m: Int) -> ProductKind {
-    m == 2 ? kind : .float32
+    m == 2 || kind == .float16Weights ? kind : .float32
   }
 
   /// Whether a convolution has this form.
@@ -70,7 +70,7 @@ package final class WinogradPlan: Sendable {
     types: ProductTypes = ProductTypes()
   ) throws(ApusError) {
     guard isa != .portable, Self.takes(shape), types.kind != .int8, m == 2 || m == 4,
-      types.kind == .float32 || shape.inChannels % 2 == 0
+      types.kind != .bfloat16 || shape.inChannels % 2 == 0
     else {
       throw ApusError(.notYetSupported, "this convolution has no Winograd form")
     }
@@ -116,7 +116,7 @@ package final class WinogradPlan: Sendable {
           try Self.product(
             count, shape, tile: tile, isa: isa, rowBytes: rowBytes, inputPlane: inputPlane,
             outputPlane: outputPlane, places: places, kind: product,
-            weightPlane: packing.elementCount / places * product.elementBytes))
+            weightPlane: packing.elementCount / places * (product.columnBytes / product.interleave)))
       }
       blocks.append(Block(first: first, count: count, product: known[count] ?? 0))
       first += count

@@ -80,6 +80,7 @@ struct AnchoredProblem {
     let kind: ProductKind
     switch (a, b, sum) {
     case (.float32, .float32, nil), (.float32, .float32, .float32): kind = .float32
+    case (.float32, .float16, .float32): kind = .float16Weights
     case (.bfloat16, .bfloat16, .float32) where CPUDescription.fastTypes.contains(.bfloat16):
       kind = .bfloat16
     case (.uint8, .int8, .int32) where CPUDescription.fastTypes.contains(.int8): kind = .int8

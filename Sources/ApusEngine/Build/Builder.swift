@@ -73,6 +73,9 @@ public struct Builder: Sendable {
     }
     var pipeline = Pipeline(Pipeline.phases(for: backend.traits, precisions))
     try pipeline.run(&graph, report: &report)
+    report.notes += report.refusals.filter { $0.rule == "StoreWeightsInHalf" }.map {
+      "'\($0.node)' keeps single precision: \($0.reason)"
+    }
     let library = try tune(graph, types, backend, start, &report)
     let packing = Clock.seconds
     if !report.tuned.isEmpty {

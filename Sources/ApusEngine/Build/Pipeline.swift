@@ -38,6 +38,10 @@ struct Pipeline {
     if let narrowing = precisions.narrowing, traits.fastTypes.contains(.bfloat16) {
       phases.append(Self.narrowing(narrowing))
     }
+    if let halving = precisions.halving {
+      phases.append(
+        Phase(phase: .narrowed, passes: [halving, RemoveDeadNodes(), InferTypes()], rounds: 1))
+    }
     return phases + fusing
   }
 

@@ -27,12 +27,10 @@ extension Builder {
     if result.uses(.bf16) && !traits.fastTypes.contains(.bfloat16) {
       Log.warning("this device has no instructions for bf16: what is to be bf16 computes in fp32")
     }
-    if result.uses(.fp16) {
-      throw ApusError(
-        .notYetSupported, "precision 'fp16' is not available in this version yet",
-        hint: "build with --precision fp32, bf16 or int8")
-    }
     guard result.uses(.int8) else { return (result, self) }
+    if !traits.fastTypes.contains(.int8) {
+      Log.warning("this device has no instructions for int8: what is to be int8 computes in fp32")
+    }
     result.table = try calibrationTable(for: network)
     guard result.table != nil || isQuantized(network) else { throw Self.withoutData("precision 'int8'") }
     result.notes = result.table.map(Self.notes) ?? []

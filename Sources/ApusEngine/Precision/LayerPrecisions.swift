@@ -48,6 +48,11 @@ struct LayerPrecisions: Sendable {
     uses(.bf16) ? UseBFloat16(choosing: choice(of: .bf16)) : nil
   }
 
+  /// The pass that stores weights in half precision; nil when none are to be.
+  var halving: StoreWeightsInHalf? {
+    uses(.fp16) ? StoreWeightsInHalf(choosing: choice(of: .fp16)) : nil
+  }
+
   private func choice(of precision: BuilderConfiguration.Precision) -> LayerChoice {
     let apart = named.filter { ($0.value == precision) != (usual == precision) }.keys
     return usual == precision ? .allBut(Set(apart)) : .only(Set(apart))

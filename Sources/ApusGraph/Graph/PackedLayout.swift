@@ -57,9 +57,9 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   }
 
   /// The type of the stored elements of a tensor: transformed weights are multiplied in single
-  /// precision unless they are side by side for instructions on narrow ones.
+  /// precision unless they are side by side for instructions on narrow ones, or widened when read.
   public func storedType(_ type: DataType) -> DataType {
-    winograd > 0 && interleave == 1 ? .float32 : type
+    winograd > 0 && interleave == 1 && type != .float16 ? .float32 : type
   }
 
   /// The number of panels of each matrix.
@@ -91,7 +91,7 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   /// - Throws: `invalid-argument` when the tensor has another number of elements.
   public func pack(_ tensor: Tensor) throws(ApusError) -> Tensor {
     guard tensor.count == denseCount, !tensor.dataType.isPacked,
-      winograd == 0 || tensor.dataType == .float32 || tensor.dataType == .bfloat16
+      winograd == 0 || [.float32, .float16, .bfloat16].contains(tensor.dataType)
     else {
       throw ApusError(.invalidArgument, "\(tensor.type) cannot be packed as \(self)")
     }

@@ -18,7 +18,10 @@ struct DepthwiseTactic: Tactic {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
       guard conv.shape.isDepthwise else { return .no(because: "channels are mixed") }
-      return conv.types.kind == .int8 ? .no(because: "no depthwise kernel for bytes") : .yes
+      switch conv.types.kind {
+      case .float32, .bfloat16: return .yes
+      case .int8, .float16Weights: return .no(because: "no depthwise kernel for these weights")
+      }
     }
   }
 

@@ -18,7 +18,7 @@ struct WinogradTactic: Tactic {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
       guard conv.types.kind != .int8 else { return .no(because: "products of bytes are exact") }
-      guard conv.types.kind == .float32 || conv.shape.inChannels % 2 == 0 else {
+      guard conv.types.kind != .bfloat16 || conv.shape.inChannels % 2 == 0 else {
         return .no(because: "an odd number of channels")
       }
       guard WinogradPlan.takes(conv.shape) else {

@@ -70,4 +70,46 @@ import Testing
       try SmallNetworks.residual(), shapes: [[2, 3, 13, 11]], on: FakeDeviceBackend())
     #expect(anchors(engine).allSatisfy { ($0 as? Conv)?.sumType == nil })
   }
+
+  @Test func weightsAreStoredInHalfPrecision() throws {
+    var configuration = BuilderConfiguration()
+    let graph = try SmallNetworks.residual()
+    let wide = try Builder(configuration).build(graph)
+    configuration.precision = .fp16
+    let engine = try Builder(configuration).build(graph)
+    let types = engine.graph.nodes.compactMap { id -> DataType? in
+      guard anchor(engine, id) is Conv || anchor(engine, id) is MatMul else { return nil }
+      return engine.graph[id].inputs[1].flatMap { engine.graph[$0].type.tensor?.dataType }
+    }
+    #expect(types == [.float16, .float16, .float16])
+    var generator = SeededGenerator(seed: 5)
+    let inputs = ["x": try generator.tensor(.float32, shape: [2, 3, 13, 11])]
+    let a = try #require(try engine.makeContext().run(inputs)["y"])
+    let b = try #require(try wide.makeContext().run(inputs)["y"])
+    let error = TensorDifference(a, b).relativeL2
+    #expect(error < 1e-3 && error > 0)
+  }
+
+  @Test func weightsThatOverflowHalfPrecisionKeepTheirLayerWide() throws {
+    var b = GraphBuilder("large")
+    let x = b.input("x", .float32, [2, 4])
+    var values = [Float](repeating: 0.5, count: 12)
+    values[3] = 7e4
+    values[5] = -1e6
+    let large = b.constant("large", try Tensor(values, shape: [4, 3]))
+    let small = b.constant("small", try SmallNetworks.weights([3, 2], seed: 1))
+    let y = try b.apply(MatMul(), [x, large], name: "first")
+    let z = try b.apply(MatMul(), [y, small], name: "second")
+    var configuration = BuilderConfiguration()
+    configuration.precision = .fp16
+    let engine = try Builder(configuration).build(try b.finish(outputs: [("z", z)]))
+    #expect(engine.report.notes.contains { $0.contains("'first'") && $0.contains("2 of 12") })
+    let inputs = ["x": try Tensor([1, 2, 3, 4, -1, 0, 1, 2], shape: [2, 4])]
+    let result = try #require(try engine.makeContext().run(inputs)["z"]?.floats())
+    #expect(!result.contains { !$0.isFinite })
+  }
+
+  private func anchor(_ engine: Engine, _ id: NodeID) -> any Operator {
+    (engine.graph[id].op as? Fused)?.anchor ?? engine.graph[id].op
+  }
 }

@@ -4,7 +4,7 @@
 /// What an accuracy budget limits.
 public enum AccuracyMetric: String, Sendable, CaseIterable {
   /// The drop of top-1 accuracy in points, for networks with one result of a row of scores a sample;
-  /// of twenty answers that change one counts as lost at least.
+  /// of fifteen answers that change one counts as lost at least.
   case top1
   /// The energy of the error in percent of the energy of the results: 0.1 is a signal-to-noise ratio of
   /// 30 dB.

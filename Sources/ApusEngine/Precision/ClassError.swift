@@ -29,7 +29,7 @@ struct ClassError: Sendable {
 
   /// Changed answers that a lost point may come with. Gains and losses nearly cancel where samples are
   /// hard; a budget that counted their difference alone would let many answers change unseen.
-  static let changesForALostPoint = 20.0
+  static let changesForALostPoint = 15.0
 
   /// Points of top-1 accuracy that rounding costs: the expected drop, or the share of answers that the
   /// changed ones stand for, whichever is more.

@@ -49,7 +49,7 @@ struct PrecisionSearch {
   func run() throws(ApusError) -> Outcome {
     let start = Clock.seconds
     var uniform: [Uniform] = []
-    for precision in [Precision.fp32, .bf16, .int8]
+    for precision in [Precision.fp32, .fp16, .bf16, .int8]
     where study.layers.contains(where: { $0.choices.contains(precision) }) {
       uniform.append(try measure(precision))
       try report(uniform.count, 0, start)
@@ -119,16 +119,19 @@ struct PrecisionSearch {
     func seconds(_ layer: String, _ precision: Precision) -> Double {
       uniform.first { $0.precision == precision }?.times[layer] ?? 0
     }
-    // What bfloat16 adds is so little that all layers may share it alike.
-    let bf16 = uniform.first { $0.precision == .bf16 }?.error.noise ?? 0
-    let share = bf16 / Double(max(1, study.layers.count))
+    // What the floats add is so little that all layers may share it alike.
+    func share(_ precision: Precision) -> Double {
+      let noise = uniform.first { $0.precision == precision }?.error.noise ?? 0
+      return precision == .fp32 ? 0 : noise / Double(max(1, study.layers.count))
+    }
     var raises: [Raise] = []
     for layer in study.layers {
       guard var now = choice[layer.name], now != .fp32 else { continue }
       let isOnPath: (Precision) -> Bool = { $0 == .fp32 || layer.choices.contains($0) }
-      for next in [Precision.bf16, .fp32] where next != now && isOnPath(next) {
-        let before = now == .int8 ? errors[layer.name] ?? 0 : share
-        let gain = before - (next == .bf16 ? share : 0)
+      for next in [Precision.bf16, .fp16, .fp32]
+      where Self.width(next) > Self.width(now) && isOnPath(next) {
+        let before = now == .int8 ? errors[layer.name] ?? 0 : share(now)
+        let gain = before - share(next)
         // In time order a step may even win; it then comes first.
         let cost = max(1e-9, seconds(layer.name, next) - seconds(layer.name, now))
         raises.append(Raise(layer: layer.name, precision: next, gain: gain, cost: cost))
@@ -187,7 +190,8 @@ struct PrecisionSearch {
     switch precision {
     case .int8: 0
     case .bf16: 1
-    default: 2
+    case .fp16: 2
+    default: 3
     }
   }
 

@@ -80,6 +80,7 @@ final class PrecisionStudy {
     for id in try graph.topologicalOrder() {
       var choices = [Precision.fp32]
       if traits.fastTypes.contains(.bfloat16), UseBFloat16.takes(graph[id], graph) { choices.append(.bf16) }
+      if StoreWeightsInHalf.takes(graph[id], graph), !(graph[id].op is Gather) { choices.append(.fp16) }
       if int8.contains(id) { choices.append(.int8) }
       guard choices.count > 1 else { continue }
       layers.append(Layer(name: graph[id].name, sources: graph[id].sources, choices: choices))

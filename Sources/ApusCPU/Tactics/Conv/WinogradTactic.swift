@@ -39,7 +39,8 @@ struct WinogradTactic: Tactic {
     // Weights packed for other sizes of the same model are read as they are.
     let stored = problem.inputs[1]?.packing
     var result: [TacticConfiguration] = []
-    for m in [4, 2] {
+    // Twice rounded, the larger transform is too far from the weights.
+    for m in conv.types.kind == .float16Weights ? [2] : [4, 2] {
       let tile = Self.tile(conv.shape, m: m, width: stored?.width, isa: isa)
       for kilobytes in [640, 4096] {
         result.append(["m": m, "mr": tile.rows, "nv": tile.vectors, "kb": kilobytes])

@@ -15,8 +15,9 @@ public struct KernelTime: Sendable {
   public let tactic: String
   /// Seconds.
   public let seconds: Double
-  /// Operations of the problem.
+  /// Operations of the problem, and the bytes it reads and writes at least.
   public let operations: Double
+  public let bytes: Double
 }
 
 extension ExecutionContext {
@@ -33,7 +34,7 @@ extension ExecutionContext {
         times.append(
           KernelTime(
             name: done.nodeName, sources: done.sources, tactic: done.tacticID, seconds: now - last,
-            operations: done.problem.cost.operations))
+            operations: done.problem.cost.operations, bytes: done.problem.cost.bytes))
       }
       last = Clock.seconds
     }

@@ -145,4 +145,14 @@ private func close(_ tensor: Tensor, _ wanted: [Double]) -> Bool {
     #expect(refuses(QLinearMatMul(), [row, half, none, column, half, none, half]))
     #expect(refuses(QLinearConv(), [image, half, zero]))
   }
+
+  @Test(arguments: [true, false]) func responseNormalizationCanBeSampled(isLast: Bool) throws {
+    let op = LRN(size: 3, alpha: 0.5, beta: 0.75, bias: 1.5, channelsLast: isLast)
+    let values = (0..<120).map { Float($0 % 17) - 8 }
+    let x = try Tensor(values, shape: [2, 5, 3, 4])
+    let whole = try #require(try op.evaluate([.tensor(x)])[0].tensor).doubles()
+    let samples = try op.evaluateSamples([x], at: Array(0..<120))
+    for (a, b) in zip(whole, samples) { #expect(abs(a - b) < 1e-6) }
+    #expect(throws: ApusError.self) { try op.evaluateSamples([x], at: [120]) }
+  }
 }

@@ -143,7 +143,7 @@ final class KernelBench {
     if let expected { return expected }
     let work = problem.cost.operations
     var made: [Expected] = []
-    if work > Self.fullComparisonLimit, let op = problem.op as? any SampledOperator {
+    if work > Self.fullComparisonLimit, let op = problem.op as? any SampledOperator, op.canSample {
       let count = problem.outputs[0].count
       var generator = SeededGenerator(seed: 1)
       var indices = (0..<Self.sampleCount).map { _ in generator.integer(below: max(1, count)) }

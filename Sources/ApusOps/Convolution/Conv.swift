@@ -141,7 +141,9 @@ public struct Conv: AnchorOperator, CostedOperator, TolerantOperator, SampledOpe
   }
 
   public func tolerance(_ type: DataType, inputs: [TensorType?]) -> Double {
-    type == .float64 ? 1e-12 : (type == .float32 ? 4e-6 : 4e-3)
+    // Kernels may transform weights and store them in the weights' own type again.
+    if type == .float32, inputs.count > 1, inputs[1]?.dataType == .float16 { return 2e-4 }
+    return type == .float64 ? 1e-12 : (type == .float32 ? 4e-6 : 4e-3)
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {

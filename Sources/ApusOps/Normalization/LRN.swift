@@ -7,7 +7,7 @@ import ApusTensor
 
 /// Local response normalisation over neighbouring channels (ONNX `LRN`; Krizhevsky et al., 2012):
 /// `y = x / (bias + alpha / size * sum(x^2 over the window))^beta`.
-public struct LRN: AnchorOperator, ChannelsLastConvertible, CostedOperator {
+public struct LRN: AnchorOperator, ChannelsLastConvertible, CostedOperator, SampledOperator {
   public static let name = "LRN"
   public var size: Int
   public var alpha: Double
@@ -71,23 +71,33 @@ public struct LRN: AnchorOperator, ChannelsLastConvertible, CostedOperator {
     _ = try infer(InferenceInputs(types: inputs.map { $0?.type }))
     let x = try inputs.required(0)
     let values = x.doubles()
-    var result = values
-    let axis = isChannelsLast ? x.rank - 1 : 1
-    let (outer, channels, inner) = Axis.split(x.shape, at: axis)
-    let before = (size - 1) / 2
-    for o in 0..<outer {
-      for i in 0..<inner {
-        func position(_ c: Int) -> Int { (o * channels + c) * inner + i }
-        for c in 0..<channels {
-          var sum = 0.0
-          for d in max(0, c - before)..<min(channels, c - before + size) {
-            sum += values[position(d)] * values[position(d)]
-          }
-          result[position(c)] =
-            values[position(c)] / RealMath.power(bias + alpha / Double(size) * sum, beta)
-        }
-      }
-    }
+    let result = values.indices.map { element($0, values, x.shape) }
     return [.tensor(try Tensor(result, x.dataType, shape: x.shape))]
+  }
+
+  public func evaluateSamples(_ inputs: [Tensor?], at linearIndices: [Int]) throws(ApusError)
+    -> [Double]
+  {
+    guard let x = inputs.first ?? nil else {
+      throw ApusError(.typeMismatch, "the input of LRN is missing")
+    }
+    let values = x.doubles()
+    guard linearIndices.allSatisfy(values.indices.contains) else {
+      throw ApusError(.invalidArgument, "a sample lies outside the result \(x.shape)")
+    }
+    return linearIndices.map { element($0, values, x.shape) }
+  }
+
+  /// The result at a row-major position.
+  private func element(_ index: Int, _ values: [Double], _ shape: [Int]) -> Double {
+    let (_, channels, inner) = Axis.split(shape, at: isChannelsLast ? shape.count - 1 : 1)
+    let c = index / inner % channels
+    let first = index - c * inner
+    let before = (size - 1) / 2
+    var sum = 0.0
+    for d in max(0, c - before)..<min(channels, c - before + size) {
+      sum += values[first + d * inner] * values[first + d * inner]
+    }
+    return values[index] / RealMath.power(bias + alpha / Double(size) * sum, beta)
   }
 }

@@ -26,5 +26,8 @@ struct BuildCommand: ParsableCommand {
     Terminal.line(
       "\(output): \(kernels) nodes, \(engine.constantByteCount) bytes of weights, "
         + "built in \(Terminal.fixed(Clock.seconds - start, 2)) s for \(engine.device.name)")
+    let parts = engine.constantByteCounts.filter { $0.value > 0 }.sorted { $0.value > $1.value }
+    Terminal.line("weights   " + parts.map { "\($0.key) \($0.value)" }.joined(separator: ", ") + " bytes")
+    for note in engine.report.notes { Terminal.line("note      \(note)") }
   }
 }

@@ -24,6 +24,11 @@ extension Engine {
       ("inputs", .array(zip(inputs, types).map { binding($0, $1) })),
       ("outputs", .array(outputs.map { binding($0, nil) })),
       ("weights_bytes", .int(constantByteCount)),
+      (
+        "weights_by_type",
+        .object(
+          constantByteCounts.sorted { "\($0.key)" < "\($1.key)" }.map { ("\($0.key)", .int($0.value)) })
+      ),
     ]
     if isReference {
       entries += try referenceEntries(types)
@@ -101,11 +106,15 @@ extension Engine {
   }
 
   /// Bytes of all constants.
-  public var constantByteCount: Int {
-    graph.values.reduce(0) { sum, id in
-      let isUsed = !graph[id].consumers.isEmpty || graph.isOutput(id)
-      return sum + (isUsed ? graph[id].constant?.byteCount ?? 0 : 0)
+  public var constantByteCount: Int { constantByteCounts.values.reduce(0, +) }
+
+  /// Bytes of the constants by the type they are stored in: scales of int8 weights count as floats.
+  public var constantByteCounts: [DataType: Int] {
+    var counts: [DataType: Int] = [:]
+    for id in graph.values where !graph[id].consumers.isEmpty || graph.isOutput(id) {
+      if let constant = graph[id].constant { counts[constant.dataType, default: 0] += constant.byteCount }
     }
+    return counts
   }
 
   /// The memory plan at the given input shapes; nil when nothing can be planned before data is seen.

@@ -98,8 +98,8 @@ public struct CalibrationTable: Sendable, Hashable {
       isRandom = fields.count == 3
     case ("tensor", 7):
       let means = fields[6].split(separator: " ").map { Double($0) }
-      guard let lower = Double(fields[2]), let upper = Double(fields[3]), lower.isFinite,
-        upper.isFinite, lower <= 0, upper >= 0, !means.contains(nil)
+      guard let lower = Double(fields[2]), let upper = Double(fields[3]), Float(lower).isFinite,
+        Float(upper - lower).isFinite, lower <= 0, upper >= 0, !means.contains(nil)
       else { return false }
       entries[fields[1]] = Entry(
         range: ActivationRange(lower: lower, upper: upper), channelMeans: means.compactMap { $0 })

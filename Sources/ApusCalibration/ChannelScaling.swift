@@ -26,7 +26,7 @@ public struct ChannelScaling: Sendable, Hashable {
   /// Reads a line; false when it is damaged.
   mutating func read(_ kind: String, _ name: String, _ text: String) -> Bool {
     let exponents = text.split(separator: " ").map { Int($0) }
-    guard exponents.allSatisfy({ $0.map { abs($0) <= 64 } ?? false }) else { return false }
+    guard exponents.allSatisfy({ $0.map { (-64...64).contains($0) } ?? false }) else { return false }
     if kind == "divide" {
       outputs[name] = exponents.compactMap { $0 }
     } else {

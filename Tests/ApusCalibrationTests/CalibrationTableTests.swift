@@ -34,7 +34,8 @@ import Testing
       }
       #expect(error?.code == .malformedFile && error?.hint != nil)
     }
-    for line in ["tensor\tx\tnan\t1\t1\t0\t", "tensor\tx\t1\t2\t1\t0\t", "divide\tx\t1 2 900", "what"] {
+    for line in ["tensor\tx\tnan\t1\t1\t0\t", "tensor\tx\t1\t2\t1\t0\t", "divide\tx\t1 2 900", "what",
+      "divide\tx\t-9223372036854775808", "tensor\tx\t-1e300\t1e300\t1\t0\t"] {
       #expect(throws: ApusError.self) {
         try CalibrationTable(parsing: "apus calibration cache 1\n\(line)\n")
       }

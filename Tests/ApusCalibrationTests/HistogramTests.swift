@@ -56,7 +56,9 @@ import Testing
       let result = histogram([batch])
       #expect(MagnitudeHistogram(parsing: result.text) == result)
     }
-    for damaged in ["", "1 2", "x 0 1 0", "1 0 1 0 5:x", "1 0 1 0 9999:1", "900 0 1 0"] {
+    for damaged in ["", "1 2", "x 0 1 0", "1 0 1 0 5:x", "1 0 1 0 9999:1", "900 0 1 0",
+      "-9223372036854775808 0 1 0", "1 nan 1 0", "1 0 1 18446744073709551615 3:1",
+      "1 0 1 0 3:18446744073709551615"] {
       #expect(MagnitudeHistogram(parsing: damaged) == nil)
     }
   }

@@ -44,7 +44,8 @@ extension Calibration {
         guard fields[1] == Checksum.hex(modelHash) else { return nil }
       case ("seen", 4):
         guard let batches = Int(fields[1]), let samples = Int(fields[2]),
-          let seen = UInt64(fields[3], radix: 16), batches >= 0, samples >= 0
+          let seen = UInt64(fields[3], radix: 16), (0...1 << 48).contains(batches),
+          (0...1 << 48).contains(samples)
         else { return nil }
         progress = Progress(batchCount: batches, sampleCount: samples, seen: seen)
       case ("tensor", 3):

@@ -64,6 +64,10 @@ struct CalibrationBatches {
     }
     guard let first = dims.first, array.count > 0 else { return [array] }
     let length = first.value ?? min(openBatch, array.shape[0])
+    guard length > 0 else {
+      throw ApusError(
+        .invalidArgument, "the network's input '\(input.name)' has a batch of \(length): \(type)")
+    }
     if array.shape[0] % length != 0, first.value != nil {
       Log.warning(
         "\(array.shape[0] % length) samples of input '\(input.name)' do not fill a batch of \(length) and are left out")

@@ -85,6 +85,13 @@ extension Assembler {
       b.encoded)
   }
 
+  /// Bytes of `from` in the order that the lowest bits of `order` give (VBMI).
+  package func vpermb(_ to: Vec, _ order: Vec, _ from: some VectorOperand) {
+    vector(
+      VectorRow(.x66, .m0F38, 0x8D, .fullMemory, .evex), to.width, reg: to.number,
+      second: order.number, from.encoded)
+  }
+
   /// The larger of unsigned bytes.
   package func vpmaxub(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xDE, to, a, b) }
   /// The larger of signed bytes.

@@ -233,6 +233,12 @@ extension Assembler {
       VectorRow(.x66, .m0F3A, 0x19, .fixed(16), .evex), from.width, reg: from.number, second: 0,
       to.encoded, immediate: quarter)
   }
+  /// `from` with one quarter, 128 bits, replaced.
+  package func vinserti32x4(_ to: Vec, _ from: Vec, _ part: some VectorOperand, _ quarter: UInt8) {
+    vector(
+      VectorRow(.x66, .m0F3A, 0x38, .fixed(16), .evex), to.width, reg: to.number,
+      second: from.number, part.encoded, immediate: quarter)
+  }
   package func vextractf64x4(_ to: some VectorOperand, _ from: Vec, _ half: UInt8) {
     vector(
       VectorRow(.x66, .m0F3A, 0x1B, w: true, .fixed(32), .evex), .zmm, reg: from.number, second: 0,

@@ -194,6 +194,10 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vpunpckhbw zmm1, zmm2, zmm19", { $0.vpunpckhbw(z(1), z(2), z(19)) }),
   ("vpunpcklwd zmm1, zmm2, zmm19", { $0.vpunpcklwd(z(1), z(2), z(19)) }),
   ("vpunpckhwd zmm1, zmm2, zmm19", { $0.vpunpckhwd(z(1), z(2), z(19)) }),
+  ("vpermb zmm1, zmm30, zmm19", { $0.vpermb(z(1), z(30), z(19)) }),
+  ("vinserti32x4 zmm20, zmm3, XMMWORD PTR [rsi+32], 2", {
+    $0.vinserti32x4(z(20), z(3), Address(.rsi, 32), 2)
+  }),
   ("vpackssdw zmm1, zmm2, zmm19", { $0.vpackssdw(z(1), z(2), z(19)) }),
   ("vpackuswb zmm1, zmm2, zmm19", { $0.vpackuswb(z(1), z(2), z(19)) }),
   ("vpacksswb zmm1, zmm2, zmm19", { $0.vpacksswb(z(1), z(2), z(19)) }),

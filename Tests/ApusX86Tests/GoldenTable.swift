@@ -170,6 +170,8 @@ let goldenBytes: [String: String] = [
   "vpunpckhbw zmm1, zmm2, zmm19": "62b16d4868cb",
   "vpunpcklwd zmm1, zmm2, zmm19": "62b16d4861cb",
   "vpunpckhwd zmm1, zmm2, zmm19": "62b16d4869cb",
+  "vpermb zmm1, zmm30, zmm19": "62b20d408dcb",
+  "vinserti32x4 zmm20, zmm3, XMMWORD PTR [rsi+32], 2": "62e3654838660202",
   "vpackssdw zmm1, zmm2, zmm19": "62b16d486bcb",
   "vpackuswb zmm1, zmm2, zmm19": "62b16d4867cb",
   "vpacksswb zmm1, zmm2, zmm19": "62b16d4863cb",

@@ -42,6 +42,7 @@ package struct CPUFeatures: Hashable, Sendable {
   package var avx512 = false
   package var avx512VNNI = false
   package var avx512BF16 = false
+  package var avx512VBMI = false
   /// The model as the processor names itself.
   package var name = ""
 
@@ -77,6 +78,7 @@ package struct CPUFeatures: Hashable, Sendable {
     let parts = [16, 17, 30, 31].allSatisfy { bit(extended[1], $0) }  // F, DQ, BW, VL
     features.avx512 = zmmSaved && features.avx2 && features.fma && features.bmi2 && parts
     features.avx512VNNI = features.avx512 && bit(extended[2], 11)
+    features.avx512VBMI = features.avx512 && bit(extended[2], 1)
     features.avx512BF16 = features.avx512 && extended[0] >= 1 && bit(more[0], 5)
     features.name = brand()
     return features

@@ -25,6 +25,7 @@ enum CPUTactics {
       ConvTactic(isa: isa, pool: pool),
       WinogradTactic(isa: isa, pool: pool),
       DepthwiseTactic(isa: isa, pool: pool),
+      ByteDepthwiseTactic(pool: pool),
       WindowPoolTactic(isa: isa, pool: pool),
       PointwiseTactic(isa: isa, pool: pool),
       GeneratedRowTactic(isa: isa, pool: pool),

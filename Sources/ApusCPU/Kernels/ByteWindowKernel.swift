@@ -1,0 +1,267 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusTensor
+import ApusX86
+
+/// Generated code for depthwise convolution of unsigned bytes with signed ones, channels last.
+///
+/// The elements of up to four window rows of one column and channel are put side by side into a 32-bit
+/// lane, where one instruction multiplies them with their weights and adds them up. What is put together
+/// for a column serves every output pixel whose window has that column.
+///
+/// A call computes `pixels` output pixels side by side for all channels, 16 at a time.
+package final class ByteWindowKernel: Sendable {
+  /// What shapes the code.
+  package struct Shape: Hashable, Sendable {
+    package var pixels: Int
+    package var channels: Int
+    package var kernelHeight: Int
+    package var kernelWidth: Int
+    /// Input pixels between the windows of neighbouring output pixels, and between window columns.
+    package var stride: Int
+    package var dilation: Int
+    /// Window columns inside the input; the others hold `padValue`.
+    package var inside: Range<Int>
+    package var padValue: Int
+    /// Bytes from a row of the input to the next, and how many rows the next windows are further down.
+    package var rowBytes: Int
+    package var rowsAhead: Int
+    package var epilogue: ScalarExpr
+    package var operands: [EpilogueOperand]
+    /// The element types of the operands and of the result.
+    package var operandTypes: [DataType]
+    package var resultType: DataType
+    /// Whether bytes can be permuted across a whole register.
+    package var permutesBytes: Bool
+
+    /// Lanes of four rows that a window column takes.
+    var rowGroups: Int { (kernelHeight + 3) / 4 }
+  }
+
+  /// Words of the argument block; the addresses of the epilogue's operands follow those of the window's
+  /// rows.
+  package enum Argument {
+    package static let output = 0
+    package static let weights = 1
+    package static let rows = 2
+  }
+
+  /// Window rows that there are registers for.
+  package static let mostRows = 7
+  /// Channels computed at once.
+  package static let lanes = 16
+
+  private let memory: ExecutableMemory
+  /// The entry point, taking the address of the argument block.
+  package let code: @convention(c) (UnsafeMutablePointer<Int>) -> Void
+
+  /// Generates the code.
+  package init(_ shape: Shape) throws(ApusError) {
+    memory = try ExecutableMemory(ByteWindowGenerator(shape).generate(), name: "byte window")
+    code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
+  }
+}
+
+private struct ByteWindowGenerator {
+  let shape: ByteWindowKernel.Shape
+  let a = Assembler()
+  let lanes = ByteWindowKernel.lanes
+  let tail = TailMask.mask(Mask(7))
+  let sums: [Vec]
+  /// The order in which bytes of four rows become lanes.
+  let order: Vec
+  let outside: Vec
+  let free: [Vec]
+
+  private let rowRegisters: [R64] = [.rax, .rdx, .rsi, .r8, .r9, .r10, .r11]
+  private let operandRegisters: [R64] = [.r12, .r13, .r14, .r15]
+  private let saved: [R64] = [.rbx, .rbp, .r12, .r13, .r14, .r15]
+
+  init(_ shape: ByteWindowKernel.Shape) {
+    self.shape = shape
+    let all = (0..<32).map { Vec($0, .zmm) }
+    sums = Array(all.prefix(shape.pixels))
+    order = all[30]
+    outside = all[31]
+    free = Array(all[shape.pixels..<30])
+  }
+
+  private var rows: [R64] { Array(rowRegisters.prefix(shape.kernelHeight)) }
+  private var keepsWeights: Bool { shape.kernelWidth * shape.rowGroups <= 10 }
+
+  func generate() throws(ApusError) -> [UInt8] {
+    guard shape.operands.count <= operandRegisters.count,
+      shape.epilogue.inputCount <= shape.operands.count + 1, shape.pixels <= 14,
+      shape.kernelHeight <= ByteWindowKernel.mostRows
+    else {
+      throw ApusError(
+        .notYetSupported, "a window of \(shape.kernelHeight) rows, \(shape.operands.count) operands")
+    }
+    for register in saved { a.push(register) }
+    a.mov(.rcx, argument(ByteWindowKernel.Argument.output))
+    a.mov(.rbx, argument(ByteWindowKernel.Argument.weights))
+    for (index, row) in rows.enumerated() {
+      a.mov(row, argument(ByteWindowKernel.Argument.rows + index))
+    }
+    for index in shape.operands.indices {
+      a.mov(operandRegisters[index], argument(ByteWindowKernel.Argument.rows + rows.count + index))
+    }
+    prepareRegisters()
+    try overChannels()
+    for register in saved.reversed() { a.pop(register) }
+    a.vzeroupper()
+    a.ret()
+    return try a.finish()
+  }
+
+  private func argument(_ index: Int) -> Address { Address(.rdi, 8 * index) }
+
+  private func prepareRegisters() {
+    if shape.permutesBytes {
+      let indices = (0..<16).map { UInt32($0) * 0x0101_0101 + 0x3020_1000 }
+      a.vmovups(order, a.constant(words: indices))
+    }
+    if shape.inside.count < shape.kernelWidth {
+      let pad = UInt32(truncatingIfNeeded: shape.padValue & 255) * 0x0101_0101
+      a.vbroadcastss(outside, a.constant(words: [pad]))
+    }
+  }
+
+  /// Four blocks of channels are a cache line of the input.
+  private func overChannels() throws(ApusError) {
+    let whole = shape.channels / lanes
+    if whole >= 4 {
+      a.mov(.rbp, whole / 4)
+      let loop = a.here()
+      for block in 0..<4 { try self.block(block, masked: false) }
+      advance(4)
+      a.dec(.rbp)
+      a.j(.notEqual, loop)
+    }
+    for block in 0..<whole % 4 { try self.block(block, masked: false) }
+    if shape.channels % lanes != 0 {
+      a.prepareTail(tail, count: shape.channels % lanes, scratch: .rbp)
+      try block(whole % 4, masked: true)
+    }
+  }
+
+  private func advance(_ blocks: Int) {
+    for row in rows { a.add(row, blocks * lanes) }
+    a.add(.rbx, blocks * shape.rowGroups * 64)
+    a.add(.rcx, blocks * lanes * ElementAccess.byteCount(shape.resultType))
+    for (index, kind) in shape.operands.enumerated() where kind != .scalar {
+      a.add(
+        operandRegisters[index], blocks * lanes * ElementAccess.byteCount(shape.operandTypes[index]))
+    }
+  }
+
+  /// Where the weights of a window column are for a block of channels.
+  private func weights(_ column: Int, _ group: Int, _ block: Int) -> Address {
+    let panels = (shape.channels + lanes - 1) / lanes
+    return Address(.rbx, ((column * panels + block) * shape.rowGroups + group) * 64)
+  }
+
+  /// 16 channels of all pixels.
+  private func block(_ block: Int, masked: Bool) throws(ApusError) {
+    for sum in sums { a.vxorps(sum, sum, sum) }
+    var spare = free
+    var kept: [Vec] = []
+    if keepsWeights {
+      for column in 0..<shape.kernelWidth {
+        for group in 0..<shape.rowGroups {
+          kept.append(spare.removeFirst())
+          a.vmovups(kept[kept.count - 1], weights(column, group, block))
+        }
+      }
+    }
+    func multiply(_ sum: Vec, _ data: Vec, _ column: Int, _ group: Int) {
+      if keepsWeights {
+        a.vpdpbusd(sum, data, kept[column * shape.rowGroups + group])
+      } else {
+        a.vpdpbusd(sum, data, weights(column, group, block))
+      }
+    }
+    for (place, uses) in inputColumns() {
+      if block == 0 { prefetch(place) }
+      for group in 0..<shape.rowGroups {
+        let data = spare[0]
+        spare.append(spare.removeFirst())
+        gather(data, spare[0], place * shape.channels + block * lanes, group, masked: masked)
+        for (pixel, column) in uses { multiply(sums[pixel], data, column, group) }
+      }
+    }
+    for column in 0..<shape.kernelWidth where !shape.inside.contains(column) {
+      for group in 0..<shape.rowGroups {
+        for sum in sums { multiply(sum, outside, column, group) }
+      }
+    }
+    try store(block, masked: masked)
+  }
+
+  /// Input columns from the left, with the pixels and window columns that use them.
+  private func inputColumns() -> [(place: Int, uses: [(pixel: Int, column: Int)])] {
+    var uses: [Int: [(pixel: Int, column: Int)]] = [:]
+    for pixel in 0..<shape.pixels {
+      for column in shape.inside {
+        uses[pixel * shape.stride + column * shape.dilation, default: []].append((pixel, column))
+      }
+    }
+    return uses.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }
+  }
+
+  /// Fetches what the next row of windows reads first: the hardware does not follow several rows walked
+  /// in short pieces.
+  private func prefetch(_ place: Int) {
+    for row in 1...shape.rowsAhead {
+      a.prefetcht0(
+        Address(rows[rows.count - 1], place * shape.channels + row * shape.rowBytes))
+    }
+  }
+
+  /// Puts the bytes of up to four rows side by side.
+  private func gather(_ data: Vec, _ scratch: Vec, _ offset: Int, _ group: Int, masked: Bool) {
+    let members = rows[(group * 4)..<min(rows.count, group * 4 + 4)]
+    let places = members.map { Address($0, offset) }
+    guard places.count > 1, shape.permutesBytes, !masked else {
+      let mask: Mask? = masked ? Mask(7) : nil
+      for (index, place) in places.enumerated() {
+        let lane = index == 0 ? data : scratch
+        a.vpmovzxbd(lane, place, mask: mask)
+        if index > 0 {
+          a.vpslld(lane, lane, UInt8(8 * index))
+          a.vorps(data, data, lane)
+        }
+      }
+      return
+    }
+    a.vmovups(data.at(.xmm), places[0])
+    for index in 1..<places.count { a.vinserti32x4(data, data, places[index], UInt8(index)) }
+    a.vpermb(data, order, data)
+  }
+
+  private func store(_ block: Int, masked: Bool) throws(ApusError) {
+    let tail: TailMask? = masked ? self.tail : nil
+    let types = [DataType.int32] + shape.operandTypes
+    for (pixel, sum) in sums.enumerated() {
+      let element = pixel * shape.channels + block * lanes
+      let emitter = ExpressionEmitter(a, isa: .avx512, free: free, tail: tail, types: types) { input in
+        if input == 0 { return .register(sum) }
+        let bytes = ElementAccess.byteCount(types[input])
+        let address = Address(operandRegisters[input - 1])
+        let place: Address
+        switch shape.operands[input - 1] {
+        case .scalar: return .element(address)
+        case .perColumn: place = address.offset(block * lanes * bytes)
+        case .full: place = address.offset(element * bytes)
+        }
+        return masked ? .tail(place) : .memory(place)
+      }
+      a.storeElements(
+        Address(.rcx, element * ElementAccess.byteCount(shape.resultType)),
+        try emitter.emit(shape.epilogue, as: shape.resultType), shape.resultType, tail)
+    }
+  }
+}

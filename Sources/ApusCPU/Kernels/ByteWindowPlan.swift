@@ -1,0 +1,163 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusTensor
+
+/// A depthwise convolution of unsigned bytes with constant signed ones, sums in 32-bit integers.
+///
+/// Windows that reach over the top or bottom of the image read a row of the zero point there; those over
+/// the sides have code of their own.
+package final class ByteWindowPlan: Sendable {
+  private let shape: ConvShape
+  private let operands: [EpilogueOperand]
+  private let operandBytes: [Int]
+  private let resultBytes: Int
+  private let runs: [Run]
+  private let kernels: [ByteWindowKernel]
+  private let rowsPerTask: Int
+  private let padRow: FilledRow
+
+  /// Output pixels side by side.
+  private struct Run: Sendable {
+    var x: Int
+    var kernel: Int
+  }
+
+  /// Whether the kernels take a convolution.
+  package static func takes(_ shape: ConvShape) -> Bool {
+    shape.isValid && shape.groups == shape.inChannels && shape.groups == shape.outChannels
+      && shape.kernelHeight <= ByteWindowKernel.mostRows && shape.kernelWidth <= 16
+      && shape.strideHeight <= 4
+  }
+
+  /// The order of the weights, `[kernelHeight, kernelWidth, channels]`: for each window column panels of
+  /// 16 channels, the rows of a channel side by side.
+  package static func packing(_ shape: ConvShape) -> PackedLayout {
+    PackedLayout(
+      batch: shape.kernelWidth, rows: shape.kernelHeight, columns: shape.outChannels,
+      width: ByteWindowKernel.lanes, interleave: 4, segment: shape.kernelHeight)
+  }
+
+  /// Plans a convolution.
+  ///
+  /// - Parameters:
+  ///   - padValue: What stands around the image.
+  ///   - permutesBytes: Whether to use the byte permutation of AVX-512 VBMI.
+  /// - Throws: `not-yet-supported` when the epilogue cannot be compiled.
+  package init(
+    _ shape: ConvShape, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
+    types: ProductTypes = ProductTypes(.int8), padValue: Int = 0,
+    permutesBytes: Bool = CPUFeatures.host.avx512VBMI
+  ) throws(ApusError) {
+    guard Self.takes(shape), types.kind == .int8 else {
+      throw ApusError(.notYetSupported, "these windows have no kernel on bytes")
+    }
+    let types = types.filled(operands.count)
+    self.shape = shape
+    self.operands = operands
+    operandBytes = types.operands.map(ElementAccess.byteCount)
+    resultBytes = ElementAccess.byteCount(types.result)
+    let weightVectors = shape.kernelWidth * ((shape.kernelHeight + 3) / 4)
+    let pixels = weightVectors <= 4 ? 14 : 8
+    var runs: [Run] = []
+    var kernels: [ByteWindowKernel] = []
+    var known: [ByteWindowKernel.Shape: Int] = [:]
+    for (x, count, inside) in WindowPlan.columnRuns(shape) {
+      var first = x
+      for size in TiledMultiply.split(count, rows: pixels) {
+        let window = ByteWindowKernel.Shape(
+          pixels: size, channels: shape.inChannels, kernelHeight: shape.kernelHeight,
+          kernelWidth: shape.kernelWidth, stride: shape.strideWidth, dilation: shape.dilationWidth,
+          inside: inside, padValue: padValue, rowBytes: shape.inWidth * shape.inChannels,
+          rowsAhead: shape.strideHeight, epilogue: epilogue, operands: operands,
+          operandTypes: types.operands, resultType: types.result, permutesBytes: permutesBytes)
+        if known[window] == nil {
+          known[window] = kernels.count
+          kernels.append(try ByteWindowKernel(window))
+        }
+        runs.append(Run(x: first, kernel: known[window] ?? 0))
+        first += size
+      }
+    }
+    self.runs = runs
+    self.kernels = kernels
+    let span = (pixels - 1) * shape.strideWidth + (shape.kernelWidth - 1) * shape.dilationWidth + 1
+    padRow = FilledRow(byteCount: span * shape.inChannels, value: padValue)
+    let work = shape.outWidth * shape.outChannels * shape.kernelHeight * shape.kernelWidth
+    rowsPerTask = max(1, min(Self.taskWork / work, shape.outHeight / 4))
+  }
+
+  /// Products in a task.
+  private static let taskWork = 1_000_000
+
+  /// Convolves. `operands` holds the addresses of the epilogue's extra operands.
+  package func run(
+    input: UnsafeRawPointer, packedWeights: UnsafeRawPointer, output: UnsafeMutableRawPointer,
+    operands: UnsafePointer<UnsafeRawPointer>? = nil, pool: ThreadPool
+  ) {
+    let blocks = (shape.outHeight + rowsPerTask - 1) / rowsPerTask
+    let addresses = Addresses(
+      input: Int(bitPattern: input), weights: Int(bitPattern: packedWeights),
+      output: Int(bitPattern: output), operands: operands)
+    pool.parallelFor(shape.batch * blocks, (self, addresses, blocks)) { context, task in
+      let (plan, addresses, blocks) = context
+      let first = task % blocks * plan.rowsPerTask
+      for y in first..<min(plan.shape.outHeight, first + plan.rowsPerTask) {
+        plan.row(image: task / blocks, y, addresses)
+      }
+    }
+  }
+
+  private struct Addresses {
+    let input: Int
+    let weights: Int
+    let output: Int
+    let operands: UnsafePointer<UnsafeRawPointer>?
+  }
+
+  /// Computes one row of pixels.
+  private func row(image: Int, _ y: Int, _ addresses: Addresses) {
+    typealias Argument = ByteWindowKernel.Argument
+    let s = shape
+    let firstOperand = Argument.rows + s.kernelHeight
+    withUnsafeTemporaryAllocation(of: Int.self, capacity: firstOperand + operands.count) { buffer in
+      guard let arguments = buffer.baseAddress else { return }
+      arguments[Argument.weights] = addresses.weights
+      for run in runs {
+        let place = ((image * s.outHeight + y) * s.outWidth + run.x) * s.inChannels
+        let left = run.x * s.strideWidth - s.padLeft
+        arguments[Argument.output] = addresses.output + place * resultBytes
+        for offset in 0..<s.kernelHeight {
+          let line = y * s.strideHeight - s.padTop + offset * s.dilationHeight
+          arguments[Argument.rows + offset] =
+            line >= 0 && line < s.inHeight
+            ? addresses.input + ((image * s.inHeight + line) * s.inWidth + left) * s.inChannels
+            : padRow.address
+        }
+        if let values = addresses.operands {
+          for (index, kind) in operands.enumerated() {
+            arguments[firstOperand + index] =
+              Int(bitPattern: values[index]) + (kind == .full ? place * operandBytes[index] : 0)
+          }
+        }
+        kernels[run.kernel].code(arguments)
+      }
+    }
+  }
+}
+
+/// Equal bytes at an address that stays.
+private final class FilledRow: @unchecked Sendable {
+  private let memory: UnsafeMutableRawPointer
+  var address: Int { Int(bitPattern: memory) }
+
+  init(byteCount: Int, value: Int) {
+    memory = .allocate(byteCount: byteCount, alignment: 64)
+    memory.initializeMemory(
+      as: UInt8.self, repeating: UInt8(truncatingIfNeeded: value), count: byteCount)
+  }
+
+  deinit { memory.deallocate() }
+}

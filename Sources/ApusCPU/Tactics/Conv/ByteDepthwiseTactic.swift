@@ -1,0 +1,62 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusKernel
+import ApusOps
+
+/// A depthwise convolution of bytes.
+struct ByteDepthwiseTactic: Tactic {
+  let name = "cpu.conv.u8s8.depthwise"
+  let source = "jit"
+  let pool: ThreadPool
+
+  func support(_ problem: Problem) -> Support {
+    switch ConvProblem.read(problem) {
+    case .failure(let refusal): return .no(because: refusal.reason)
+    case .success(let conv):
+      guard conv.types.kind == .int8 else { return .no(because: "not a convolution of bytes") }
+      guard conv.shape.isDepthwise else { return .no(because: "channels are mixed") }
+      guard ByteWindowPlan.takes(conv.shape) else { return .no(because: "the window is too large") }
+      return .yes
+    }
+  }
+
+  func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
+    guard case .success(let conv) = ConvProblem.read(problem) else { return [:] }
+    return [1: ByteWindowPlan.packing(conv.shape)]
+  }
+
+  func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
+    problem.cost.operations / 1e11
+  }
+
+  func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
+    -> any Kernel
+  {
+    guard case .success(let conv) = ConvProblem.read(problem) else {
+      throw ApusError(.internalError, "not a convolution")
+    }
+    let plan = try ByteWindowPlan(
+      conv.shape, epilogue: conv.anchored.epilogue, operands: conv.anchored.extras,
+      types: conv.types, padValue: conv.padValue)
+    return ByteDepthwiseKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
+  }
+}
+
+struct ByteDepthwiseKernel: Kernel {
+  let plan: ByteWindowPlan
+  let argumentCount: Int
+  let pool: ThreadPool
+  var workspaceByteCount: Int { 0 }
+
+  func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
+    throws(ApusError)
+  {
+    plan.run(
+      input: arguments[0].pointer, packedWeights: arguments[1].pointer,
+      output: arguments[argumentCount].mutablePointer, operands: arguments.pointers(from: 2),
+      pool: pool)
+  }
+}

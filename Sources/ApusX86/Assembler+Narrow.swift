@@ -92,6 +92,18 @@ extension Assembler {
       second: order.number, from.encoded)
   }
 
+  /// Bytes of `to` and `upper`, 128 in all, at the places that the low bits of `order` give (VBMI).
+  package func vpermt2b(_ to: Vec, _ order: Vec, _ upper: some VectorOperand) {
+    vector(
+      VectorRow(.x66, .m0F38, 0x7D, .fullMemory, .evex), to.width, reg: to.number,
+      second: order.number, upper.encoded)
+  }
+  /// The mask of the 32-bit lanes that have a bit in common.
+  package func vptestmd(_ to: Mask, _ a: Vec, _ b: some VectorOperand) {
+    vector(
+      VectorRow(.x66, .m0F38, 0x27, .full, .evex), a.width, reg: to.number, second: a.number, b.encoded)
+  }
+
   /// The larger of unsigned bytes.
   package func vpmaxub(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xDE, to, a, b) }
   /// The larger of signed bytes.

@@ -284,9 +284,10 @@ extension Assembler {
 
   package func kmovw(_ to: Mask, _ from: R64) { kmov(.none, to, from) }
   package func kmovd(_ to: Mask, _ from: R64) { kmov(.xF2, to, from) }
-  private func kmov(_ prefix: VectorRow.Prefix, _ to: Mask, _ from: R64) {
+  package func kmovq(_ to: Mask, _ from: R64) { kmov(.xF2, to, from, wide: true) }
+  private func kmov(_ prefix: VectorRow.Prefix, _ to: Mask, _ from: R64, wide: Bool = false) {
     vector(
-      VectorRow(prefix, .m0F, 0x92, .full, .vex), .xmm, reg: to.number, second: 0,
+      VectorRow(prefix, .m0F, 0x92, w: wide, .full, .vex), .xmm, reg: to.number, second: 0,
       .register(from.number))
   }
 }

@@ -117,6 +117,7 @@ private let moveCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vextractf64x4 ymm4, zmm20, 1", { $0.vextractf64x4(y(4), z(20), 1) }),
   ("kmovw k3, r9d", { $0.kmovw(k(3), .r9) }),
   ("kmovd k3, eax", { $0.kmovd(k(3), .rax) }),
+  ("kmovq k5, r11", { $0.kmovq(k(5), .r11) }),
 ]
 
 private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
@@ -194,6 +195,8 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vpunpckhbw zmm1, zmm2, zmm19", { $0.vpunpckhbw(z(1), z(2), z(19)) }),
   ("vpunpcklwd zmm1, zmm2, zmm19", { $0.vpunpcklwd(z(1), z(2), z(19)) }),
   ("vpunpckhwd zmm1, zmm2, zmm19", { $0.vpunpckhwd(z(1), z(2), z(19)) }),
+  ("vpermt2b zmm7, zmm17, ZMMWORD PTR [rcx+128]", { $0.vpermt2b(z(7), z(17), Address(.rcx, 128)) }),
+  ("vptestmd k3, zmm21, DWORD PTR [rax+4]{1to16}", { $0.vptestmd(Mask(3), z(21), all(.rax, 4)) }),
   ("vpermb zmm1, zmm30, zmm19", { $0.vpermb(z(1), z(30), z(19)) }),
   ("vinserti32x4 zmm20, zmm3, XMMWORD PTR [rsi+32], 2", {
     $0.vinserti32x4(z(20), z(3), Address(.rsi, 32), 2)

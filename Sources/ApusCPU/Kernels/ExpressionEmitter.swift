@@ -252,6 +252,7 @@ package final class ExpressionEmitter {
       truth(result, .notEqual, operand.register, constant(0))
       return Value(register: result, owned: true)
     case .cast(_, let type):
+      if let result = try lookUp(expression) { return result }
       if let quantization = ScalarQuantization(expression), ElementAccess.supports(type, isa) {
         return try quantize(quantization)
       }
@@ -260,6 +261,7 @@ package final class ExpressionEmitter {
       guard !isInteger(a) else {
         throw ApusError(.notYetSupported, "no vector code for \(function.rawValue) of integers")
       }
+      if function == .round, let result = try lookUp(expression) { return result }
       return try unary(function, try value(a))
     case .binary(let function, let a, let b): return try binary(function, a, b)
     case .select(let condition, let a, let b): return try select(condition, a, b)

@@ -31,6 +31,7 @@ enum CPUTactics {
       GeneratedRowTactic(isa: isa, pool: pool),
       LRNTactic(isa: isa, pool: pool),
       TransposeTactic(isa: isa, pool: pool),
+      InterleaveTactic(pool: pool),
     ]
   }
 }

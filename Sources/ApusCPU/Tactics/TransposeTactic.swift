@@ -14,42 +14,9 @@ struct TransposeTactic: Tactic {
   let isa: ISA
   let pool: ThreadPool
 
-  /// The two exchanged axes and the others around them.
-  private struct Shape {
-    var rows: Int
-    var columns: Int
-    var inStride: Int
-    var outStride: Int
-    var outer: [(size: Int, source: Int, target: Int)]
-    var sourceOffset: Int
-    var targetOffset: Int
-  }
-
-  private func read(_ problem: Problem) -> Shape? {
-    guard let op = problem.op as? any MovementOperator, problem.outputs.count == 1,
-      problem.outputs[0].dataType.bitWidth == 32,
-      op.movedInputs(count: problem.inputs.count) == [0],
-      let plan = try? op.copyPlan(
-        problem.inputs.map { $0?.constant }, shapes: problem.inputs.map { $0?.shape }
-      ).simplified(), plan.fill == nil, plan.copies.count == 1
-    else { return nil }
-    let copy = plan.copies[0]
-    let axes = copy.sizes.indices
-    guard let fromUnit = axes.first(where: { copy.sourceStrides[$0] == 1 }),
-      let toUnit = axes.first(where: { copy.targetStrides[$0] == 1 }), fromUnit != toUnit,
-      copy.sourceStrides[toUnit] > 0, copy.targetStrides[fromUnit] > 0
-    else { return nil }
-    let outer = axes.filter { $0 != fromUnit && $0 != toUnit }.map {
-      (size: copy.sizes[$0], source: copy.sourceStrides[$0], target: copy.targetStrides[$0])
-    }
-    return Shape(
-      rows: copy.sizes[toUnit], columns: copy.sizes[fromUnit],
-      inStride: copy.sourceStrides[toUnit], outStride: copy.targetStrides[fromUnit], outer: outer,
-      sourceOffset: copy.sourceOffset, targetOffset: copy.targetOffset)
-  }
-
   func support(_ problem: Problem) -> Support {
-    read(problem) == nil ? .no(because: "no exchange of two axes of 4-byte elements") : .yes
+    ExchangedAxes(problem, bitWidth: 32) == nil
+      ? .no(because: "no exchange of two axes of 4-byte elements") : .yes
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
@@ -59,7 +26,9 @@ struct TransposeTactic: Tactic {
   func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
     -> any Kernel
   {
-    guard let shape = read(problem) else { throw ApusError(.internalError, "no transposition") }
+    guard let shape = ExchangedAxes(problem, bitWidth: 32) else {
+      throw ApusError(.internalError, "no transposition")
+    }
     let kernel = try TransposeKernel(
       rows: shape.rows, columns: shape.columns, inStride: shape.inStride,
       outStride: shape.outStride, isa: isa)

@@ -63,6 +63,18 @@ public final class CPUBackend: Backend {
   }
 
   public func makeStream() throws(ApusError) -> any ExecutionStream { CPUStream() }
+
+  /// One for each thread: kernels launched while others run stay on their thread.
+  public var laneCount: Int { traits.threadCount }
+
+  public func concurrently(_ count: Int, _ work: any LaneWork) {
+    pool.parallelFor(count, Lanes(work: work)) { lanes, lane in lanes.work.run(lane: lane) }
+  }
+}
+
+/// A structure, because the compiler specialises `parallelFor` for it and then nothing is allocated.
+private struct Lanes {
+  let work: any LaneWork
 }
 
 /// Runs everything at once, in the order of the calls.

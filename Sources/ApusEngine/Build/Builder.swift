@@ -76,6 +76,20 @@ public struct Builder: Sendable {
     report.notes += report.refusals.filter { $0.rule == "StoreWeightsInHalf" }.map {
       "'\($0.node)' keeps single precision: \($0.reason)"
     }
+    let engine = try finish(graph, types, backend, start, report)
+    guard configuration.level > 0, let batch = BatchSplit.batch(of: types), BatchSplit.isPossible(graph)
+    else { return engine }
+    let one = types.map { BatchSplit.resized($0, to: 1) }
+    let split = try finish(graph, one, backend, start, report, splitsBatch: true)
+    return try fastest(engine, split, batch: batch)
+  }
+
+  /// Tunes and packs an optimised network for inputs of these types.
+  private func finish(
+    _ network: Graph, _ types: [ValueType], _ backend: any Backend, _ start: Double,
+    _ begun: BuildReport, splitsBatch: Bool = false
+  ) throws(ApusError) -> Engine {
+    var (graph, report) = (network, begun)
     let library = try tune(graph, types, backend, start, &report)
     let packing = Clock.seconds
     if !report.tuned.isEmpty {
@@ -84,7 +98,7 @@ public struct Builder: Sendable {
     report.phases.append((BuildPhase.packed.rawValue, Clock.seconds - packing))
     report.totalSeconds = Clock.seconds - start
     return Engine(
-      graph: graph, library: library, report: report, isReference: false)
+      graph: graph, library: library, report: report, isReference: false, splitsBatch: splitsBatch)
   }
 
   /// Tunes every problem of a network and returns what was measured, without building an engine.

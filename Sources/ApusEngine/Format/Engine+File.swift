@@ -87,6 +87,7 @@ extension Engine {
       isa=\(traits.isa)
       selection_device=\(library.selectionDevice)
       reference=\(isReference)
+      splits_batch=\(splitsBatch)
 
       """
   }
@@ -133,7 +134,8 @@ extension Engine {
       backend: backend, selections: selections, selectionDevice: metadata["selection_device"])
     return Engine(
       graph: graph, library: library, report: BuildReport(parsing: try text(.report, sections)),
-      isReference: metadata["reference"] == "true")
+      isReference: metadata["reference"] == "true",
+      splitsBatch: metadata["splits_batch"] == "true")
   }
 
   private static func text(

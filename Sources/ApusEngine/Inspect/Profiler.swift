@@ -14,7 +14,7 @@ public struct KernelTime: Sendable {
   /// The tactic's id.
   public let tactic: String
   /// Seconds.
-  public let seconds: Double
+  public internal(set) var seconds: Double
   /// Operations of the problem, and the bytes it reads and writes at least.
   public let operations: Double
   public let bytes: Double
@@ -31,10 +31,16 @@ extension ExecutionContext {
       let now = Clock.seconds
       if step > 0 {
         let done = instance.plan.steps[step - 1]
-        times.append(
-          KernelTime(
-            name: done.nodeName, sources: done.sources, tactic: done.tacticID, seconds: now - last,
-            operations: done.problem.cost.operations, bytes: done.problem.cost.bytes))
+        let runs = Double(instance.plan.repeats)
+        // Members of a batch add up.
+        if instance.plan.repeats > 1, times.count == instance.plan.steps.count {
+          times[step - 1].seconds += now - last
+        } else {
+          times.append(
+            KernelTime(
+              name: done.nodeName, sources: done.sources, tactic: done.tacticID, seconds: now - last,
+              operations: done.problem.cost.operations * runs, bytes: done.problem.cost.bytes * runs))
+        }
       }
       last = Clock.seconds
     }

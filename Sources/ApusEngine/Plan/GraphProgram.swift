@@ -24,15 +24,19 @@ package final class GraphProgram: Sendable {
   package let graph: Graph
   package let library: KernelLibrary
   private let decidingInputs: Set<Int>
+  /// Whether the members of a batch run one by one.
+  package let splitsBatch: Bool
   private let stages = Mutex<[Signature: ProgramStage]>([:])
 
   /// The number of stages kept; values that change on every run must not fill the memory.
   private static let stageLimit = 256
 
-  package init(_ graph: Graph, library: KernelLibrary) {
+  /// A program; with `splitsBatch`, members of a batch run one by one where the graph allows it.
+  package init(_ graph: Graph, library: KernelLibrary, splitsBatch: Bool = false) {
     self.graph = graph
     self.library = library
     decidingInputs = ShapeDecidingInputs.find(in: graph)
+    self.splitsBatch = splitsBatch && decidingInputs.isEmpty && BatchSplit.isPossible(graph)
   }
 
   /// The stage for these inputs, made when first met.
@@ -42,13 +46,23 @@ package final class GraphProgram: Sendable {
       types: inputs.map { $0?.type }, values: values.mapValues { $0.integers() })
     if let known = stages.withLock({ $0[signature] }) { return known }
     let types = zip(graph.inputs, inputs).map { $1?.type ?? graph[$0].type }
-    let concrete = try Specializer().specialize(graph, types: types, values: values)
-    let stage = try ProgramStage(concrete, library: library)
+    let stage = try newStage(types, values)
     stages.withLock { known in
       if known.count >= Self.stageLimit { known.removeAll() }
       known[signature] = stage
     }
     return stage
+  }
+
+  private func newStage(_ types: [ValueType], _ values: [Int: Tensor]) throws(ApusError) -> ProgramStage {
+    if splitsBatch, let batch = BatchSplit.batch(of: types) {
+      let one = try Specializer().specialize(
+        graph, types: types.map { BatchSplit.resized($0, to: 1) }, values: values)
+      let stage = try ProgramStage(one, library: library, repeats: batch)
+      if stage.isStatic { return stage }
+    }
+    return try ProgramStage(
+      Specializer().specialize(graph, types: types, values: values), library: library)
   }
 
   /// Whether elements of input `index` decide shapes or branches.

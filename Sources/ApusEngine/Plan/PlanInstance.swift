@@ -70,6 +70,17 @@ final class PlanInstance {
     for patch in outputPatches[index] { arguments[patch.argument] = address + patch.offset }
   }
 
+  /// Binds part `index` of the inputs and results that `whole` is bound to; both have the same plan.
+  func bindPart(_ index: Int, of whole: PlanInstance) {
+    let parts = plan.partByteCounts
+    for input in parts.inputs.indices {
+      bindInput(input, to: whole.inputAddresses[input] + index * parts.inputs[input])
+    }
+    for output in parts.outputs.indices {
+      bindOutput(output, to: whole.outputAddresses[output] + index * parts.outputs[output])
+    }
+  }
+
   /// Queues every launch. `observe` is called before each one and after the last (nil: no overhead).
   func enqueue(on stream: any ExecutionStream, observe: ((Int) throws(ApusError) -> Void)? = nil)
     throws(ApusError)

@@ -31,7 +31,8 @@ package final class ProgramStage: Sendable {
   /// Whether the whole graph is one static plan from the graph's inputs to its results.
   package var isStatic: Bool { plan != nil && hostNodes.isEmpty && rest == nil }
 
-  init(_ graph: Graph, library: KernelLibrary) throws(ApusError) {
+  /// A stage; its plan is for one of `repeats` members of a batch.
+  init(_ graph: Graph, library: KernelLibrary, repeats: Int = 1) throws(ApusError) {
     self.graph = graph
     let order = try graph.topologicalOrder()
     let (planned, hosted, remaining) = Self.partition(graph, order)
@@ -44,7 +45,9 @@ package final class ProgramStage: Sendable {
       planOutputs = Self.liveOut(graph, planned, readers: hosted + remaining)
     }
     plan = try Self.plannedPart(graph, planned, inputs: planInputs, outputs: planOutputs).map {
-      part throws(ApusError) in try StaticPlanner(library: library).plan(part)
+      part throws(ApusError) in
+      let plan = try StaticPlanner(library: library).plan(part)
+      return repeats > 1 ? plan.repeated(repeats) : plan
     }
     hostNodes = hosted.map { id in
       let bodies = (graph[id].op as? any ControlFlowOperator)?.bodies ?? []

@@ -60,15 +60,36 @@ package final class StaticPlan: Sendable {
   package let steps: [Step]
   package let copies: [Copy]
   package let memory: MemoryPlan
+  /// How often the steps run, each time on the next part of every input and result.
+  package let repeats: Int
+  /// Bytes of each input, and of each result, that one repetition takes.
+  let partByteCounts: (inputs: [Int], outputs: [Int])
 
   package init(
     inputTypes: [TensorType], outputTypes: [TensorType], steps: [Step], copies: [Copy],
-    memory: MemoryPlan
+    memory: MemoryPlan, repeats: Int = 1
   ) {
+    self.repeats = repeats
     self.inputTypes = inputTypes
     self.outputTypes = outputTypes
     self.steps = steps
     self.copies = copies
     self.memory = memory
+    func parts(_ types: [TensorType]) -> [Int] {
+      types.map {
+        ($0.dataType.byteCount(of: ($0.shape ?? []).reduce(1, &*)) ?? 0) / max(1, repeats)
+      }
+    }
+    partByteCounts = (parts(inputTypes), parts(outputTypes))
+  }
+
+  /// The plan for a batch of `count` members, given that for one.
+  func repeated(_ count: Int) -> StaticPlan {
+    func whole(_ types: [TensorType]) -> [TensorType] {
+      types.compactMap { BatchSplit.resized(.tensor($0), to: count).tensor }
+    }
+    return StaticPlan(
+      inputTypes: whole(inputTypes), outputTypes: whole(outputTypes), steps: steps, copies: copies,
+      memory: memory, repeats: count)
   }
 }

@@ -26,17 +26,21 @@ public final class Engine: Sendable {
   public let isReference: Bool
   package let library: KernelLibrary
   package let program: GraphProgram
+  /// Whether the members of a batch run one by one, where the network allows it.
+  public let splitsBatch: Bool
   /// What the build did and measured; kept in the engine file.
   public let report: BuildReport
 
   package init(
-    graph: Graph, library: KernelLibrary, report: BuildReport, isReference: Bool
+    graph: Graph, library: KernelLibrary, report: BuildReport, isReference: Bool,
+    splitsBatch: Bool = false
   ) {
+    self.splitsBatch = splitsBatch
     self.graph = graph
     self.library = library
     self.report = report
     self.isReference = isReference
-    program = GraphProgram(graph, library: library)
+    program = GraphProgram(graph, library: library, splitsBatch: splitsBatch)
   }
 
   /// The inputs in order.

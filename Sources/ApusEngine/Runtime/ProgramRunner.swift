@@ -13,6 +13,7 @@ final class ProgramRunner {
   private let stream: any ExecutionStream
   private var arena: DeviceMemory
   private var instances: [ObjectIdentifier: PlanInstance] = [:]
+  private var memberInstances: [ObjectIdentifier: PlanInstance] = [:]
   /// Device copies of inputs and results, for devices with memory of their own.
   private var staging: [ObjectIdentifier: (inputs: [DeviceMemory], outputs: [DeviceMemory])] = [:]
   /// Called with step number and plan around every launch; see `PlanInstance.enqueue`.
@@ -27,12 +28,13 @@ final class ProgramRunner {
   }
 
   /// Bytes of arena in use.
-  var arenaByteCount: Int { arena.byteCount }
+  var arenaByteCount: Int { teams.values.reduce(arena.byteCount) { $0 + $1.arenaByteCount } }
 
   /// The bound instance of a plan; growing the arena rebinds every plan.
   func instance(of plan: StaticPlan) throws(ApusError) -> PlanInstance {
     if plan.memory.peakByteCount > arena.byteCount {
       instances.removeAll()
+      memberInstances.removeAll()
       arena = try backend.allocate(byteCount: plan.memory.peakByteCount)
     }
     if let known = instances[ObjectIdentifier(plan)] { return known }
@@ -51,7 +53,7 @@ final class ProgramRunner {
       for index in outputs.indices {
         instance.bindOutput(index, to: Self.hostAddress(outputs[index]))
       }
-      try enqueue(instance)
+      try enqueueAll(instance)
       try stream.synchronize()
       return
     }
@@ -67,13 +69,44 @@ final class ProgramRunner {
     for index in outputs.indices {
       instance.bindOutput(index, to: buffers.outputs[index].address)
     }
-    try enqueue(instance)
+    try enqueueAll(instance)
     for (index, tensor) in outputs.enumerated() where tensor.byteCount > 0 {
       try stream.copyToHost(
         from: buffers.outputs[index].address, to: tensor.mutableBytes.baseAddress!,
         byteCount: tensor.byteCount)
     }
     try stream.synchronize()
+  }
+
+  /// Queues every repetition of a plan whose inputs and results are bound.
+  private func enqueueAll(_ instance: PlanInstance) throws(ApusError) {
+    let plan = instance.plan
+    guard plan.repeats > 1 else { return try enqueue(instance) }
+    if observer == nil, !checksNumerics, backend.laneCount > 1 {
+      return try team(for: plan).run(like: instance, on: backend)
+    }
+    let part = part(of: plan)
+    for member in 0..<plan.repeats {
+      part.bindPart(member, of: instance)
+      try enqueue(part)
+    }
+  }
+
+  /// A second set of bindings on the same arena, for one member of a batch after the other.
+  private func part(of plan: StaticPlan) -> PlanInstance {
+    if let known = memberInstances[ObjectIdentifier(plan)] { return known }
+    let instance = PlanInstance(plan: plan, arena: arena)
+    memberInstances[ObjectIdentifier(plan)] = instance
+    return instance
+  }
+
+  private var teams: [ObjectIdentifier: BatchTeam] = [:]
+
+  private func team(for plan: StaticPlan) throws(ApusError) -> BatchTeam {
+    if let known = teams[ObjectIdentifier(plan)] { return known }
+    let team = try BatchTeam(plan, backend: backend)
+    teams[ObjectIdentifier(plan)] = team
+    return team
   }
 
   private func enqueue(_ instance: PlanInstance) throws(ApusError) {

@@ -112,7 +112,7 @@ public protocol DataDependentShape: Operator {
 }
 
 /// An elementwise operator: everything about it follows from its expression.
-public protocol PointwiseOperator: Operator {
+public protocol PointwiseOperator: BatchwiseOperator {
   /// The expression over the operands, whose types are given (integer and float forms may differ).
   func body(_ inputs: [DataType]) -> ScalarExpr
 }

@@ -111,4 +111,22 @@ public protocol Backend: Sendable {
   func importConstant(_ tensor: Tensor) throws(ApusError) -> DeviceMemory
   /// Creates a queue.
   func makeStream() throws(ApusError) -> any ExecutionStream
+  /// How many queues make progress side by side when they are filled by `concurrently`.
+  var laneCount: Int { get }
+  /// Calls `work` for every lane below `count`, side by side where the device gains from it, and returns
+  /// when all calls have returned.
+  func concurrently(_ count: Int, _ work: any LaneWork)
+}
+
+/// What `Backend.concurrently` does in each lane.
+public protocol LaneWork: AnyObject {
+  /// Does the lane's share.
+  func run(lane: Int)
+}
+
+extension Backend {
+  public var laneCount: Int { 1 }
+  public func concurrently(_ count: Int, _ work: any LaneWork) {
+    for lane in 0..<count { work.run(lane: lane) }
+  }
 }

@@ -158,3 +158,9 @@ public struct Conv: AnchorOperator, CostedOperator, TolerantOperator, SampledOpe
     return try problem.samples(at: linearIndices)
   }
 }
+
+extension Conv: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched
+  }
+}

@@ -219,3 +219,11 @@ public struct GatherND: Operator {
     return result
   }
 }
+
+extension Gather: BatchwiseOperator {
+  /// Rows of a table, named by the batch.
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    guard operands.count == 2, let table = operands[0], let indices = operands[1] else { return false }
+    return !table.isBatched && indices.isBatched && axis == 0
+  }
+}

@@ -176,3 +176,12 @@ struct ReferenceProduct {
     }
   }
 }
+
+extension MatMul: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    guard operands.count == 2, let a = operands[0], let b = operands[1], a.isBatched, a.rank >= 2 else {
+      return false
+    }
+    return b.isBatched ? a.rank >= 3 && b.rank == a.rank : b.rank <= a.rank
+  }
+}

@@ -214,3 +214,9 @@ public struct Split: MovementOperator, PermutableOperator, DataDependentShape {
       permutesInput: inputs.types.indices.map { $0 == 0 })
   }
 }
+
+extension Concat: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.allSatisfy { $0?.isBatched ?? false } && axis != 0 && axis != -resultRank
+  }
+}

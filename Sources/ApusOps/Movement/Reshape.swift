@@ -246,3 +246,31 @@ public struct Unsqueeze: MovementOperator, DataDependentShape, ShapeValueOperato
     return [PointwiseReference.integerDims(inputs, 0)]
   }
 }
+
+extension Reshape: BatchwiseOperator {
+  /// The order of elements stays, and so does the first axis.
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched
+  }
+}
+
+extension Flatten: BatchwiseOperator {
+  /// The order of elements stays, and so does the first axis.
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched
+  }
+}
+
+extension Squeeze: BatchwiseOperator {
+  /// The order of elements stays, and so does the first axis.
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched
+  }
+}
+
+extension Unsqueeze: BatchwiseOperator {
+  /// The order of elements stays, and so does the first axis.
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched
+  }
+}

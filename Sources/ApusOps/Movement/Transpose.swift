@@ -174,3 +174,9 @@ public struct SpaceToDepth: MovementOperator {
       ])
   }
 }
+
+extension Transpose: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched && permutation?.first == 0
+  }
+}

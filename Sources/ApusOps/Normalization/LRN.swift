@@ -101,3 +101,9 @@ public struct LRN: AnchorOperator, ChannelsLastConvertible, CostedOperator, Samp
     return values[index] / RealMath.power(bias + alpha / Double(size) * sum, beta)
   }
 }
+
+extension LRN: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched
+  }
+}

@@ -99,3 +99,9 @@ public struct LayerNormalization: CostedOperator {
     return sum.doubles()
   }
 }
+
+extension LayerNormalization: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched && axis != 0 && axis != -resultRank
+  }
+}

@@ -111,3 +111,9 @@ public struct Hardmax: AxisFunction {
     for index in line.indices { line[index] = index == best ? 1 : 0 }
   }
 }
+
+extension Softmax: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched && axis != 0 && axis != -resultRank
+  }
+}

@@ -184,3 +184,11 @@ public struct Fused: SampledOperator, CostedOperator, TolerantOperator {
     anchor.tolerance(type, inputs: Array(inputs.prefix(max(0, anchorInputCount))))
   }
 }
+
+extension Fused: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    guard let anchor = anchor as? any BatchwiseOperator else { return false }
+    return anchor.isBatchwise(Array(operands.prefix(anchorInputCount)), resultRank: resultRank)
+      && operands.dropFirst(anchorInputCount).broadcastBatches(to: resultRank)
+  }
+}

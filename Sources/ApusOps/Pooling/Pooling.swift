@@ -296,3 +296,17 @@ public struct AveragePool: ChannelsLastConvertible, CostedOperator {
     return [.tensor(try Tensor(means, x.dataType, shape: shape))]
   }
 }
+
+extension AveragePool: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched
+  }
+}
+
+extension MaxPool: BatchwiseOperator {
+  /// Places of the largest elements, a second result, count through the whole batch; callers that split
+  /// batches ask for one result only.
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched
+  }
+}

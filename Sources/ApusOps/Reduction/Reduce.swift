@@ -205,3 +205,12 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape, Tolerant
       permutesInput: inputs.types.indices.map { $0 == 0 })
   }
 }
+
+extension Reduce: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    guard operands.onlyFirstIsBatched, let rank = operands.first??.rank, let axes, !axes.isEmpty else {
+      return false
+    }
+    return axes.allSatisfy { $0 != 0 && $0 != -rank }
+  }
+}

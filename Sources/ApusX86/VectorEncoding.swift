@@ -77,13 +77,14 @@ extension Assembler {
     let notR: UInt8 = reg & 8 == 0 ? 0x80 : 0
     let length: UInt8 = width == .ymm ? 4 : 0
     let tail = (~second & 15) << 3 | length | row.prefix.rawValue
-    if row.map == .m0F && !x && !b {
+    let isWide = row.wide && row.forms == .vex
+    if row.map == .m0F && !x && !b && !isWide {
       emit(0xC5)
       emit(notR | tail)
     } else {
       emit(0xC4)
       emit(notR | (x ? 0 : 0x40) | (b ? 0 : 0x20) | row.map.rawValue)
-      emit((row.wide && row.forms == .vex ? 0x80 : 0) | tail)
+      emit((isWide ? 0x80 : 0) | tail)
     }
     emit(row.opcode)
     modRM(reg: reg, operand, compression: 1, trailing: immediate == nil ? 0 : 1)

@@ -83,6 +83,7 @@ package final class ExpressionEmitter {
   ///
   /// - Parameter type: What `storeElements` will store the lanes as.
   package func emit(_ whole: ScalarExpr, as type: DataType = .float32) throws(ApusError) -> Vec {
+    let whole = whole.multiplyingByReciprocals(isInteger: isInteger)
     var expression = whole
     // Storing rounds.
     if case .cast(let inner, type) = whole, type.isFloat, !isInteger(inner) { expression = inner }

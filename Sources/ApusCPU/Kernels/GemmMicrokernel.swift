@@ -74,6 +74,14 @@ package struct MicrokernelShape: Hashable, Sendable {
   package var isa: ISA
   /// Whether elements of A are read as embedded broadcasts instead of into a register first.
   package var embedsBroadcast: Bool
+  /// Integers to be added to the sums of each row, and of each column.
+  package var terms = SumTerms()
+}
+
+/// Which 32-bit integers are added to the sums: what zero points other than zero add up to.
+package struct SumTerms: Hashable, Sendable {
+  package var perRow = false
+  package var perColumn = false
 }
 
 /// The generated code of a tile.
@@ -90,7 +98,10 @@ package final class Microkernel: Sendable {
     package static let batchOffsets = 5
     /// `accumulate` and `finish`.
     package static let flags = 6
-    package static let operands = 7
+    /// Addresses of the terms of the tile's rows and columns; the latter fill whole vectors.
+    package static let rowTerms = 7
+    package static let columnTerms = 8
+    package static let operands = 9
   }
   /// Start from what C holds instead of zero.
   package static let accumulate = 1
@@ -285,6 +296,7 @@ private struct MicrokernelGenerator {
     if let tail, !shape.masksB {
       a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
     }
+    addTerms()
     if shape.resultType == shape.kind.sumType { addWhatCHolds() }
     if shape.epilogue == .input(0) && shape.resultType == shape.kind.sumType { return storeSums() }
     let plain = a.label()
@@ -306,6 +318,26 @@ private struct MicrokernelGenerator {
     a.bind(plain)
     if shape.resultType == shape.kind.sumType { storeSums() }
     a.bind(done)
+  }
+
+  /// Adds the terms of rows and columns to the first part of the sums.
+  private func addTerms() {
+    guard shape.terms.perRow || shape.terms.perColumn else { return }
+    let later = a.label()
+    a.mov(.rax, .r11)
+    a.and(.rax, Microkernel.accumulate)
+    a.j(.notEqual, later)
+    a.mov(.rax, argument(Microkernel.Argument.rowTerms))
+    a.mov(.rdx, argument(Microkernel.Argument.columnTerms))
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        if shape.terms.perRow { a.vpaddd(register, register, Address(.rax, 4 * row).broadcasting) }
+        if shape.terms.perColumn {
+          a.vpaddd(register, register, Address(.rdx, column * width.bytes))
+        }
+      }
+    }
+    a.bind(later)
   }
 
   /// Adds an earlier part of the sums, if the call says so.

@@ -53,7 +53,8 @@ package final class GemmPlan: Sendable {
   package init(
     m: Int, n: Int, k: Int, lda: Int, ldc: Int, ldb: Int? = nil, tile: GemmTile? = nil,
     isa: ISA = .current, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
-    types: ProductTypes = ProductTypes(), batch: [BatchMember] = [BatchMember()]
+    types: ProductTypes = ProductTypes(), batch: [BatchMember] = [BatchMember()],
+    terms: SumTerms = SumTerms()
   ) throws(ApusError) {
     let elementBytes = types.kind.elementBytes
     let interleave = types.kind.interleave
@@ -102,7 +103,7 @@ package final class GemmPlan: Sendable {
         epilogue: epilogue, operands: operands, types: types.filled(operands.count),
         groups: batch.map {
           TiledMultiply.Group(a: $0.a * elementBytes, b: $0.b * elementBytes, c: $0.c)
-        }))
+        }, terms: terms))
   }
 
   /// Where one of several products starts in A, B and C, in elements.
@@ -123,13 +124,13 @@ package final class GemmPlan: Sendable {
   package func run(
     a: UnsafeRawPointer, b: UnsafeRawPointer, c: UnsafeMutableRawPointer,
     operands: UnsafePointer<UnsafeRawPointer>? = nil, workspace: UnsafeMutableRawPointer? = nil,
-    pool: ThreadPool
+    terms: TiledMultiply.Terms = TiledMultiply.Terms(), pool: ThreadPool
   ) {
     var a = a
     if let rows, let workspace {
       rows.run(a, workspace, pool: pool)
       a = UnsafeRawPointer(workspace)
     }
-    multiply.run(a: a, b: b, c: c, operands: operands, pool: pool)
+    multiply.run(a: a, b: b, c: c, operands: operands, terms: terms, pool: pool)
   }
 }

@@ -79,6 +79,14 @@ package final class TiledMultiply: Sendable {
     package var types: ProductTypes
     /// Independent products of the same sizes: groups of a convolution, members of a batch.
     package var groups = [Group()]
+    /// Terms lie one after the other for the rows, and the columns of whole panels, of all groups.
+    package var terms = SumTerms()
+  }
+
+  /// Where the terms of a run start.
+  package struct Terms {
+    package var rows = 0
+    package var columns = 0
   }
 
   /// Where one of several products lies.
@@ -124,7 +132,8 @@ package final class TiledMultiply: Sendable {
               epilogue: plan.epilogue, operands: plan.operands,
               operandTypes: plan.types.operands, resultType: plan.types.result,
               kind: plan.types.kind, isa: plan.isa,
-              embedsBroadcast: plan.isa == .avx512 && plan.types.kind != .int8)))
+              embedsBroadcast: plan.isa == .avx512 && plan.types.kind != .int8,
+              terms: plan.terms)))
       }
     }
     self.kernels = kernels
@@ -169,18 +178,20 @@ package final class TiledMultiply: Sendable {
   /// Multiplies. `operands` holds the addresses of the epilogue's extra operands.
   package func run(
     a: UnsafeRawPointer, b: UnsafeRawPointer, c: UnsafeMutableRawPointer,
-    operands: UnsafePointer<UnsafeRawPointer>?, pool: ThreadPool
+    operands: UnsafePointer<UnsafeRawPointer>?, terms: Terms = Terms(), pool: ThreadPool
   ) {
-    pool.parallelFor(plan.groups.count * blocksOfRows * panelTasks, (self, a, b, c, operands)) {
-      context, task in
-      let (multiply, a, b, c, operands) = context
+    pool.parallelFor(
+      plan.groups.count * blocksOfRows * panelTasks, (self, a, b, c, operands, terms)
+    ) { context, task in
+      let (multiply, a, b, c, operands, terms) = context
       multiply.run(
-        task, a: Int(bitPattern: a), b: Int(bitPattern: b), c: Int(bitPattern: c), operands)
+        task, a: Int(bitPattern: a), b: Int(bitPattern: b), c: Int(bitPattern: c), operands, terms)
     }
   }
 
   private func run(
-    _ task: Int, a: Int, b: Int, c: Int, _ operands: UnsafePointer<UnsafeRawPointer>?
+    _ task: Int, a: Int, b: Int, c: Int, _ operands: UnsafePointer<UnsafeRawPointer>?,
+    _ terms: Terms
   ) {
     let columnTask = task % panelTasks
     let block = task / panelTasks % blocksOfRows
@@ -190,16 +201,21 @@ package final class TiledMultiply: Sendable {
       guard let arguments = arguments.baseAddress else { return }
       let firstPanel = columnTask * panelsPerTask
       let lastTile = min(plan.tiles.count, (block + 1) * tilesPerBlock)
+      let rows = (plan.tiles.last?.row ?? 0) + (plan.patterns[plan.tiles.last?.pattern ?? 0].count)
+      let terms = Terms(
+        rows: terms.rows + group * rows * 4,
+        columns: terms.columns + group * panels * plan.vectors * plan.isa.lanes * 4)
       compute(
         group: plan.groups[group], tiles: block * tilesPerBlock..<lastTile,
         panels: firstPanel..<min(panels, firstPanel + panelsPerTask), a: a, b: b, c: c, operands,
-        arguments)
+        terms, arguments)
     }
   }
 
   private func compute(
     group: Group, tiles: Range<Int>, panels range: Range<Int>, a: Int, b: Int, c: Int,
-    _ operands: UnsafePointer<UnsafeRawPointer>?, _ arguments: UnsafeMutablePointer<Int>
+    _ operands: UnsafePointer<UnsafeRawPointer>?, _ terms: Terms,
+    _ arguments: UnsafeMutablePointer<Int>
   ) {
     typealias Argument = Microkernel.Argument
     let nr = plan.vectors * plan.isa.lanes
@@ -215,6 +231,7 @@ package final class TiledMultiply: Sendable {
           plan.ldb.map { b + (block.start * $0 + panel * nr) * 4 }
           ?? b + (panel * plan.k + block.start) * nr * plan.types.kind.columnBytes
         arguments[Argument.k] = block.k
+        arguments[Argument.columnTerms] = terms.columns + column * 4
         arguments[Argument.batchCount] = block.count
         arguments[Argument.batchOffsets] = Int(bitPattern: offsets.base + block.first)
         arguments[Argument.flags] =
@@ -226,6 +243,7 @@ package final class TiledMultiply: Sendable {
             let place = tile.row * plan.ldc + column + group.c
             arguments[Argument.a] = a + tile.offsetInA
             arguments[Argument.c] = c + place * bytesOfC
+            arguments[Argument.rowTerms] = terms.rows + tile.row * 4
             if let operands {
               for (index, kind) in plan.operands.enumerated() {
                 let base = Int(bitPattern: operands[index])

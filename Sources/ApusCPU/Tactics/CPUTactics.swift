@@ -22,6 +22,7 @@ enum CPUTactics {
     return [
       MatMulTactic(isa: isa, pool: pool),
       BatchedMatMulTactic(isa: isa, pool: pool),
+      ComputedMatMulTactic(pool: pool),
       ConvTactic(isa: isa, pool: pool),
       WinogradTactic(isa: isa, pool: pool),
       DepthwiseTactic(isa: isa, pool: pool),

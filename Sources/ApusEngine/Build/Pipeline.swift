@@ -53,6 +53,7 @@ struct Pipeline {
         InferTypes(),
         UseUnsignedActivations(),
         LowerQuantizedProducts(),
+        LowerProductsOfActivations(),
         PushQuantizeUp(),
         RemoveDeadNodes(),
       ]),
@@ -100,6 +101,7 @@ struct Pipeline {
       passes: [
         ConvertToChannelsLast(),
         PropagateTransposes(),
+        ReadTransposedRightSides(),
         FoldConstants(),
         MergeCommonSubexpressions(),
         RemoveDeadNodes(),

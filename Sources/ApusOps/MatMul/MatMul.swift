@@ -11,15 +11,46 @@ public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledO
   public static let name = "MatMul"
   /// The type of the sums and the result, when it is not that of the operands; these may then differ.
   public var sumType: DataType?
+  /// The integers that stand for zero in each operand: `sum((a - leftZero) * (b - rightZero))`. Only
+  /// where integers are summed in others.
+  public var leftZero: Int
+  public var rightZero: Int
+  /// Whether the last two axes of the right side are exchanged before it is used.
+  public var transposesRight: Bool
 
   /// Creates the operator.
-  public init(sumType: DataType? = nil) { self.sumType = sumType }
+  public init(
+    sumType: DataType? = nil, leftZero: Int = 0, rightZero: Int = 0, transposesRight: Bool = false
+  ) {
+    self.sumType = sumType
+    self.leftZero = leftZero
+    self.rightZero = rightZero
+    self.transposesRight = transposesRight
+  }
 
   public init(reading attributes: inout AttributeReader) throws(ApusError) {
     sumType = try SumType.read(&attributes)
+    leftZero = try attributes.int("left_zero", 0)
+    rightZero = try attributes.int("right_zero", 0)
+    transposesRight = try attributes.bool("transposes_right", false)
+    guard (leftZero == 0 && rightZero == 0) || sumType == .int32, abs(leftZero) <= 255,
+      abs(rightZero) <= 255
+    else {
+      throw ApusError(
+        .invalidAttribute, "zero points \(leftZero) and \(rightZero) are not those of bytes")
+    }
   }
 
-  public var attributes: Attributes { sumType.map { ["sum_type": .type($0)] } ?? [:] }
+  public var attributes: Attributes {
+    var result: Attributes = sumType.map { ["sum_type": .type($0)] } ?? [:]
+    if leftZero != 0 { result["left_zero"] = .int(leftZero) }
+    if rightZero != 0 { result["right_zero"] = .int(rightZero) }
+    if transposesRight { result["transposes_right"] = .int(1) }
+    return result
+  }
+
+  /// Whether it is the product of its operands as they are.
+  public var isPlain: Bool { leftZero == 0 && rightZero == 0 && !transposesRight }
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let a = try inputs.tensor(0)
@@ -27,7 +58,15 @@ public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledO
     try inputs.requireNumbers(0)
     let type = try SumType.check(a.dataType, b.dataType, sumType)
     guard let left = a.dims, let right = b.dims else { return [typed(type, nil)] }
-    return [typed(type, try Self.resultDims(left, right))]
+    return [typed(type, try Self.resultDims(left, transposesRight ? Self.exchanged(right) : right))]
+  }
+
+  /// The last two of a list in the other order; vectors have no others.
+  static func exchanged<Element>(_ list: [Element]) -> [Element] {
+    guard list.count > 1 else { return list }
+    var result = list
+    result.swapAt(list.count - 2, list.count - 1)
+    return result
   }
 
   static func resultDims(_ left: [Dim], _ right: [Dim]) throws(ApusError) -> [Dim] {
@@ -59,7 +98,7 @@ public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledO
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
-    let product = try ReferenceProduct(try inputs.required(0), try inputs.required(1), sumType)
+    let product = try ReferenceProduct(try inputs.required(0), try inputs.required(1), self)
     return [.tensor(try product.evaluate())]
   }
 
@@ -67,7 +106,7 @@ public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledO
     -> [Double]
   {
     let values = inputs.map { $0.map { RuntimeValue.tensor($0) } }
-    let product = try ReferenceProduct(try values.required(0), try values.required(1), sumType)
+    let product = try ReferenceProduct(try values.required(0), try values.required(1), self)
     return try product.samples(at: linearIndices)
   }
 }
@@ -81,22 +120,29 @@ struct ReferenceProduct {
   private let batch: [Int]
   private let aStrides: [Int]
   private let bStrides: [Int]
+  /// Elements from one number of a column to the next, and from one column to the next.
+  private let down: Int
+  private let across: Int
+  private let zeros: (left: Int, right: Int)
   private let shape: [Int]
   private let a: Tensor
   private let b: Tensor
 
-  init(_ a: Tensor, _ b: Tensor, _ sumType: DataType? = nil) throws(ApusError) {
+  init(_ a: Tensor, _ b: Tensor, _ op: MatMul = MatMul()) throws(ApusError) {
     guard a.dataType != .string, !a.dataType.isComplex else {
       throw ApusError(.typeMismatch, "no matrix product of \(a.type) and \(b.type)")
     }
-    type = try SumType.check(a.dataType, b.dataType, sumType)
-    let dims = try MatMul.resultDims(a.shape.map { Dim($0) }, b.shape.map { Dim($0) })
+    type = try SumType.check(a.dataType, b.dataType, op.sumType)
+    zeros = (op.leftZero, op.rightZero)
+    let columns = op.transposesRight ? MatMul.exchanged(b.shape) : b.shape
+    let dims = try MatMul.resultDims(a.shape.map { Dim($0) }, columns.map { Dim($0) })
     shape = dims.compactMap(\.value)
     let left = a.rank == 1 ? [1] + a.shape : a.shape
-    let right = b.rank == 1 ? b.shape + [1] : b.shape
+    let right = b.rank == 1 ? b.shape + [1] : columns
     m = left[left.count - 2]
     k = left[left.count - 1]
     n = right[right.count - 1]
+    (down, across) = op.transposesRight && b.rank > 1 ? (1, k) : (n, 1)
     let rank = max(left.count, right.count) - 2
     let p = Array(repeating: 1, count: rank + 2 - left.count) + left.dropLast(2)
     let q = Array(repeating: 1, count: rank + 2 - right.count) + right.dropLast(2)
@@ -130,7 +176,13 @@ struct ReferenceProduct {
         try product(a.doubles(), b.doubles(), zero: 0) { $0 + $1 * $2 }, type, shape: shape)
     }
     return try Tensor(
-      try product(a.integers(), b.integers(), zero: 0) { $0 &+ $1 &* $2 }, type, shape: shape)
+      try product(centred(a, zeros.left), centred(b, zeros.right), zero: 0) { $0 &+ $1 &* $2 }, type,
+      shape: shape)
+  }
+
+  private func centred(_ tensor: Tensor, _ zero: Int) -> [Int64] {
+    let numbers = tensor.integers()
+    return zero == 0 ? numbers : numbers.map { $0 &- Int64(zero) }
   }
 
   @inline(__always)
@@ -148,9 +200,9 @@ struct ReferenceProduct {
               let target = (index * m + row) * n
               for depth in 0..<k {
                 let factor = a[offset.a + row * k + depth]
-                let source = offset.b + depth * n
+                let source = offset.b + depth * down
                 for column in 0..<n {
-                  result[target + column] = add(result[target + column], factor, b[source + column])
+                  result[target + column] = add(result[target + column], factor, b[source + column * across])
                 }
               }
             }
@@ -171,8 +223,10 @@ struct ReferenceProduct {
       let offset = offsets(index / (m * n))
       let (row, column) = (index / n % m, index % n)
       let left = a.doubles(from: offset.a + row * k, by: 1, count: k)
-      let right = b.doubles(from: offset.b + column, by: n, count: k)
-      return zip(left, right).reduce(0.0) { $0 + $1.0 * $1.1 }
+      let right = b.doubles(from: offset.b + column * across, by: down, count: k)
+      return zip(left, right).reduce(0.0) {
+        $0 + ($1.0 - Double(zeros.left)) * ($1.1 - Double(zeros.right))
+      }
     }
   }
 }

@@ -6,11 +6,10 @@ import ApusGraph
 import ApusOps
 import ApusTensor
 
-/// Convolutions and matrix products with constant weights multiply numbers of type `bfloat16` and add
-/// the products in single precision; what stands between them stays in single precision.
+/// Convolutions and matrix products multiply numbers of type `bfloat16` and add the products in single
+/// precision; what stands between them stays in single precision.
 ///
-/// Products whose depth the instructions cannot pair (an image's three channels) and products of two
-/// computed matrices keep single precision.
+/// Products whose depth the instructions cannot pair (an image's three channels) keep single precision.
 public struct UseBFloat16: Pass {
   public let name = "UseBFloat16"
 
@@ -35,15 +34,21 @@ public struct UseBFloat16: Pass {
   ) throws(ApusError) -> Bool {
     let node = graph[id]
     guard layers.contains(node), let op = Self.narrowForm(node, graph), let x = node.inputs[0],
-      let weights = node.inputs[1].flatMap({ graph[$0].constant }),
+      let right = node.inputs[1],
       let rank = graph[node.outputs[0]].type.tensor?.rank,
       context.claim(name, node.name)
     else { return false }
+    let isComputed = graph[right].constant == nil
     var patch = GraphPatch(rule: name, replacing: [id])
-    let cast = rounded[x].map { GraphPatch.Reference.existing($0) }
-      ?? patch.add(Cast(to: .bfloat16), [.existing(x)])
-    let product = patch.add(
-      op, [cast, patch.constant("\(node.name).weights", try weights.converted(to: .bfloat16))])
+    func cast(_ value: ValueID) -> GraphPatch.Reference {
+      rounded[value].map { .existing($0) } ?? patch.add(Cast(to: .bfloat16), [.existing(value)])
+    }
+    let left = cast(x)
+    let factor =
+      try graph[right].constant.map { weights throws(ApusError) in
+        patch.constant("\(node.name).weights", try weights.converted(to: .bfloat16))
+      } ?? (right == x ? left : cast(right))
+    let product = patch.add(op, [left, factor])
     var result = product
     if node.inputs.count > 2, let bias = node.inputs[2] {
       let axes = try Tensor([-1] + Array(repeating: 1, count: rank - 2), .int64, shape: [rank - 1])
@@ -52,8 +57,10 @@ public struct UseBFloat16: Pass {
     }
     patch.replace(node.outputs[0], with: result)
     try patch.apply(to: &graph)
-    if rounded[x] == nil {
-      rounded[x] = graph[x].consumers.last { isRounding(graph[$0]) }.map { graph[$0].outputs[0] }
+    for value in isComputed ? [x, right] : [x] where rounded[value] == nil {
+      rounded[value] = graph[value].consumers.last { isRounding(graph[$0]) }.map {
+        graph[$0].outputs[0]
+      }
     }
     return true
   }
@@ -65,8 +72,16 @@ public struct UseBFloat16: Pass {
 
   /// The operator on narrow operands; nil where there is no kernel for it.
   private static func narrowForm(_ node: Node, _ graph: Graph) -> (any Operator)? {
-    guard node.inputs.count >= 2, let x = node.inputs[0].flatMap({ graph[$0].type.tensor }),
-      let weights = node.inputs[1].flatMap({ graph[$0].constant }),
+    guard node.inputs.count >= 2, let x = node.inputs[0].flatMap({ graph[$0].type.tensor }) else {
+      return nil
+    }
+    if let product = node.op as? MatMul, product.sumType == nil, product.isPlain,
+      let y = node.inputs[1], graph[y].constant == nil, let right = graph[y].type.tensor,
+      x.dataType == .float32, right.dataType == .float32, (x.rank ?? 0) >= 2, (right.rank ?? 0) >= 2
+    {
+      return MatMul(sumType: .float32)
+    }
+    guard let weights = node.inputs[1].flatMap({ graph[$0].constant }),
       x.dataType == .float32, weights.dataType == .float32, weights.count > 0
     else { return nil }
     if var conv = node.op as? Conv, conv.sumType == nil, !conv.isChannelsLast {

@@ -23,32 +23,15 @@ struct BatchedMatMulTactic: Tactic {
     let bStrides: [Int]
   }
 
-  private func shape(_ problem: AnchoredProblem) -> Shape? {
-    guard problem.inputs.count == 2, let a = problem.inputs[0]?.shape,
-      let b = problem.inputs[1]?.shape, a.count >= 2, b.count >= 2
-    else { return nil }
-    let rank = max(a.count, b.count) - 2
-    let left = Array(repeating: 1, count: rank + 2 - a.count) + a.dropLast(2)
-    let right = Array(repeating: 1, count: rank + 2 - b.count) + b.dropLast(2)
-    let (m, k, n) = (a[a.count - 2], a[a.count - 1], b[b.count - 1])
-    guard b[b.count - 2] == k else { return nil }
-    func strides(_ dims: [Int], _ size: Int) -> [Int] {
-      let dense = CopyPlan.rowMajorStrides(dims)
-      return dims.indices.map { dims[$0] == 1 ? 0 : dense[$0] * size }
-    }
-    return Shape(
-      m: m, n: n, k: k, batch: zip(left, right).map { max($0, $1) },
-      aStrides: strides(left, m * k), bStrides: strides(right, k * n))
-  }
-
   func support(_ problem: Problem) -> Support {
     let anchored = AnchoredProblem(problem)
-    guard anchored.anchor is MatMul else { return .no(because: "not a matrix product") }
+    guard let product = anchored.anchor as? MatMul else { return .no(because: "not a matrix product") }
+    guard product.isPlain else { return .no(because: "zero points, or a transposed right side") }
     if let reason = anchored.refusal { return .no(because: reason) }
     guard let types = anchored.types, types.kind == .float32,
       anchored.inputs.allSatisfy({ $0?.packing == nil })
     else { return .no(because: "not float32, or packed") }
-    guard let shape = shape(anchored), shape.m > 0, shape.n > 0, shape.k > 0 else {
+    guard let shape = Shape(anchored), shape.m > 0, shape.n > 0, shape.k > 0 else {
       return .no(because: "operands of one dimension, or empty")
     }
     guard problem.outputs[0].count > 0 else { return .no(because: "the batch is empty") }
@@ -65,7 +48,7 @@ struct BatchedMatMulTactic: Tactic {
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
-    guard let shape = shape(AnchoredProblem(problem)) else { return .infinity }
+    guard let shape = Shape(AnchoredProblem(problem)) else { return .infinity }
     let batch = shape.batch.reduce(1, *)
     return Double(batch)
       * (GemmEstimate.seconds(
@@ -78,7 +61,7 @@ struct BatchedMatMulTactic: Tactic {
     -> any Kernel
   {
     let anchored = AnchoredProblem(problem)
-    guard let shape = shape(anchored) else { throw ApusError(.internalError, "not a product") }
+    guard let shape = Shape(anchored) else { throw ApusError(.internalError, "not a product") }
     let count = shape.batch.reduce(1, *)
     let members = (0..<count).map { index in
       let (a, b) = shape.offsets(index)
@@ -93,6 +76,26 @@ struct BatchedMatMulTactic: Tactic {
 }
 
 extension BatchedMatMulTactic.Shape {
+  /// Reads a problem; nil when an operand is no batch of matrices.
+  init?(_ problem: AnchoredProblem, transposesRight: Bool = false) {
+    guard problem.inputs.count == 2, let a = problem.inputs[0]?.shape,
+      var b = problem.inputs[1]?.shape, a.count >= 2, b.count >= 2
+    else { return nil }
+    if transposesRight { b.swapAt(b.count - 2, b.count - 1) }
+    let rank = max(a.count, b.count) - 2
+    let left = Array(repeating: 1, count: rank + 2 - a.count) + a.dropLast(2)
+    let right = Array(repeating: 1, count: rank + 2 - b.count) + b.dropLast(2)
+    (m, k, n) = (a[a.count - 2], a[a.count - 1], b[b.count - 1])
+    guard b[b.count - 2] == k else { return nil }
+    func strides(_ dims: [Int], _ size: Int) -> [Int] {
+      let dense = CopyPlan.rowMajorStrides(dims)
+      return dims.indices.map { dims[$0] == 1 ? 0 : dense[$0] * size }
+    }
+    batch = zip(left, right).map { max($0, $1) }
+    aStrides = strides(left, m * k)
+    bStrides = strides(right, k * n)
+  }
+
   /// The element offsets of the two sides of product `index`.
   func offsets(_ index: Int) -> (a: Int, b: Int) {
     var rest = index

@@ -28,11 +28,15 @@ struct MatMulTactic: Tactic {
 
   func support(_ problem: Problem) -> Support {
     let anchored = AnchoredProblem(problem)
-    guard anchored.anchor is MatMul else { return .no(because: "not a matrix product") }
+    guard let product = anchored.anchor as? MatMul else { return .no(because: "not a matrix product") }
+    guard product.isPlain else { return .no(because: "zero points, or a transposed right side") }
     if let reason = anchored.refusal { return .no(because: reason) }
     guard anchored.types != nil else { return .no(because: "no kernel for these element types") }
     guard anchored.inputs.count == 2, anchored.inputs[1]?.constant != nil else {
       return .no(because: "the right side is not constant")
+    }
+    guard anchored.inputs[1]?.dataType != .uint8 else {
+      return .no(because: "a right side of unsigned bytes")
     }
     guard let sizes = sizes(anchored), sizes.m > 0, sizes.n > 0, sizes.k > 0 else {
       return .no(because: "the right side is not a plain non-empty matrix")

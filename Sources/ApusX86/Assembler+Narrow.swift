@@ -104,6 +104,13 @@ extension Assembler {
       VectorRow(.x66, .m0F38, 0x27, .full, .evex), a.width, reg: to.number, second: a.number, b.encoded)
   }
 
+  /// The 32-bit lanes of `from` in another order.
+  package func vpermd(_ to: Vec, _ order: Vec, _ from: some VectorOperand) {
+    vector(
+      VectorRow(.x66, .m0F38, 0x36, .full, .evex), to.width, reg: to.number, second: order.number,
+      from.encoded)
+  }
+
   /// The larger of unsigned bytes.
   package func vpmaxub(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xDE, to, a, b) }
   /// The larger of signed bytes.

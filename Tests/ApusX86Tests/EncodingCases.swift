@@ -118,6 +118,7 @@ private let moveCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("kmovw k3, r9d", { $0.kmovw(k(3), .r9) }),
   ("kmovd k3, eax", { $0.kmovd(k(3), .rax) }),
   ("kmovq k5, r11", { $0.kmovq(k(5), .r11) }),
+  ("vpermd zmm1, zmm19, zmm30", { $0.vpermd(z(1), z(19), z(30)) }),
   ("kmovq k2, rax", { $0.kmovq(k(2), .rax) }),
 ]
 

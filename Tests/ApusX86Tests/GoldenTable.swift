@@ -97,6 +97,7 @@ let goldenBytes: [String: String] = [
   "kmovw k3, r9d": "c4c17892d9",
   "kmovd k3, eax": "c5fb92d8",
   "kmovq k5, r11": "c4c1fb92eb",
+  "vpermd zmm1, zmm19, zmm30": "6292654036ce",
   "kmovq k2, rax": "c4e1fb92d0",
   "vmulps ymm1, ymm9, ymm10": "c4c13459ca",
   "vmulps zmm1, zmm9, zmm26": "6291344859ca",

@@ -9,14 +9,17 @@ import ApusX86
 /// Lanes that hold 32-bit integers: sums of bytes, and what is rounded to bytes.
 extension ExpressionEmitter {
   /// Rounds to integer lanes. The upper bound is applied to the number, because what is too large for
-  /// an integer would turn negative.
-  func quantize(_ quantization: ScalarQuantization) throws(ApusError) -> Value {
+  /// an integer would turn negative. With `saturates`, the lower one is left to the store, unless a
+  /// negative zero point could take the lowest integer round to the other end.
+  func quantize(_ quantization: ScalarQuantization, saturates: Bool) throws(ApusError) -> Value {
     let steps = try value(quantization.steps)
     let result = try target(steps)
     let range = quantization.range
     assembler.vminps(result, steps.register, constant(Double(range.upperBound)))
     assembler.vcvtps2dq(result, result)
-    assembler.vpmaxsd(result, result, integer(range.lowerBound))
+    if !saturates || quantization.zeroPoint < 0 {
+      assembler.vpmaxsd(result, result, integer(range.lowerBound))
+    }
     if quantization.zeroPoint != 0 {
       assembler.vpaddd(result, result, integer(quantization.zeroPoint))
     }

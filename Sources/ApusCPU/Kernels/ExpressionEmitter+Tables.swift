@@ -49,7 +49,7 @@ extension ExpressionEmitter {
     guard isa == .avx512, CPUFeatures.host.avx512VBMI, let result = SmallInteger(expression),
       let source = Self.source(of: result.steps), let from = SmallInteger(source)
     else { return nil }
-    let function = Self.replacing(source, in: expression)
+    let function = expression.replacing(source, with: .input(0))
     let evaluator = ScalarEvaluator(operands: [from.elements], count: from.range.count)
     let type = result.stored?.type ?? .float32
     let values = try evaluator.evaluate(function, expected: type).wholes
@@ -138,20 +138,6 @@ extension ExpressionEmitter {
       }
     case .binary(.power, _, _): 30
     default: 1
-    }
-  }
-
-  private static func replacing(_ source: ScalarExpr, in expression: ScalarExpr) -> ScalarExpr {
-    if expression == source { return .input(0) }
-    switch expression {
-    case .input, .const: return expression
-    case .unary(let function, let a): return .unary(function, replacing(source, in: a))
-    case .cast(let a, let type): return .cast(replacing(source, in: a), type)
-    case .binary(let function, let a, let b):
-      return .binary(function, replacing(source, in: a), replacing(source, in: b))
-    case .select(let c, let a, let b):
-      return .select(
-        replacing(source, in: c), replacing(source, in: a), replacing(source, in: b))
     }
   }
 }

@@ -45,6 +45,8 @@ package final class ExpressionEmitter {
   private let input: (Int) -> Input
   let types: [DataType]
   private let mask = Mask(1)
+  /// The expression whose results are limited when they are stored.
+  private var saturated: ScalarExpr?
   /// Most registers of the pool that were in use at once.
   package private(set) var peak = 0
   /// Subexpressions that occur more than once, and the register that holds one to the end.
@@ -81,8 +83,12 @@ package final class ExpressionEmitter {
   /// Emits code for `expression`; the result is in the returned register, which is an input's own
   /// when the expression is just that input.
   ///
-  /// - Parameter type: What `storeElements` will store the lanes as.
-  package func emit(_ whole: ScalarExpr, as type: DataType = .float32) throws(ApusError) -> Vec {
+  /// - Parameters:
+  ///   - type: What `storeElements` will store the lanes as.
+  ///   - saturates: Whether integers below the type's range become its smallest when they are stored.
+  package func emit(
+    _ whole: ScalarExpr, as type: DataType = .float32, saturates: Bool = false
+  ) throws(ApusError) -> Vec {
     let whole = whole.multiplyingByReciprocals(isInteger: isInteger)
     var expression = whole
     // Storing rounds.
@@ -90,6 +96,7 @@ package final class ExpressionEmitter {
     guard isInteger(expression) == type.isInteger else {
       throw ApusError(.notYetSupported, "no vector code for results of \(type)")
     }
+    saturated = saturates ? expression : nil
     shared = [:]
     countSubexpressions(expression)
     shared = shared.filter { $0.value.count > 1 }
@@ -255,7 +262,7 @@ package final class ExpressionEmitter {
     case .cast(_, let type):
       if let result = try lookUp(expression) { return result }
       if let quantization = ScalarQuantization(expression), ElementAccess.supports(type, isa) {
-        return try quantize(quantization)
+        return try quantize(quantization, saturates: expression == saturated)
       }
       throw ApusError(.notYetSupported, "no vector code for a conversion to \(type)")
     case .unary(let function, let a):

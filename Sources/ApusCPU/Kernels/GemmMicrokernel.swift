@@ -122,7 +122,7 @@ package final class Microkernel: Sendable {
 }
 
 /// Writes the code of one tile.
-private struct MicrokernelGenerator {
+struct MicrokernelGenerator {
   let shape: MicrokernelShape
   let a = Assembler()
   let width: VectorWidth
@@ -131,9 +131,13 @@ private struct MicrokernelGenerator {
   let free: [Vec]
   let tail: TailMask?
   let isa: ISA
+  /// The epilogue, without what the sums start from: the extra operand of this number.
+  let epilogue: ScalarExpr
+  let startingOperand: Int?
 
   init(_ shape: MicrokernelShape) throws(ApusError) {
     self.shape = shape
+    (epilogue, startingOperand) = Self.start(of: shape)
     isa = shape.isa
     width = isa.width
     rows = shape.rowOffsets.count
@@ -164,10 +168,10 @@ private struct MicrokernelGenerator {
     free = rest
   }
 
-  private func argument(_ index: Int) -> Address { Address(.rdi, 8 * index) }
+  func argument(_ index: Int) -> Address { Address(.rdi, 8 * index) }
 
   /// The tail of vector `column`, if it is the last one and partial.
-  private func tail(_ column: Int) -> TailMask? {
+  func tail(_ column: Int) -> TailMask? {
     column == shape.vectors - 1 ? tail : nil
   }
 
@@ -181,11 +185,7 @@ private struct MicrokernelGenerator {
     if let tail, shape.masksB {
       a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
     }
-    // Accumulators start as zero; what C holds is added behind the loop, when its lines have arrived.
-    for row in 0..<rows {
-      a.prefetcht0(addressOfC(row, 0))
-      for register in accumulators[row] { a.vxorps(register, register, register) }
-    }
+    startSums()
     let batch = a.here()
     a.mov(.rax, argument(Microkernel.Argument.a))
     a.add(.rax, Address(.r8))
@@ -199,6 +199,41 @@ private struct MicrokernelGenerator {
     a.vzeroupper()
     a.ret()
     return try a.finish()
+  }
+
+  /// Integers to add to each column of sums of bytes are what the sums start from, when nothing else is
+  /// done with the sums and no earlier part of them waits in C.
+  private static func start(of shape: MicrokernelShape) -> (ScalarExpr, Int?) {
+    let found = shape.operands.indices.first { index in
+      let sum = ScalarExpr.input(0) + .input(index + 1)
+      return shape.operands[index] == .perColumn && shape.operandTypes[index] == .int32
+        && shape.epilogue.contains { $0 == sum }
+        && shape.epilogue.replacing(sum, with: .const(0)).useCounts()[0] == nil
+    }
+    guard let found, shape.kind == .int8, shape.resultType != .int32, shape.isa == .avx512 else {
+      return (shape.epilogue, nil)
+    }
+    let sum = ScalarExpr.input(0) + .input(found + 1)
+    return (shape.epilogue.replacing(sum, with: .input(0)), found)
+  }
+
+  /// Zeros, or what the epilogue would add; what C holds is added behind the loop, when its lines have
+  /// arrived.
+  private func startSums() {
+    if let startingOperand {
+      a.mov(.rax, argument(Microkernel.Argument.operands + startingOperand))
+      if let tail { a.prepareTail(tail, count: shape.lastColumns, scratch: .rdx) }
+    }
+    for row in 0..<rows {
+      a.prefetcht0(addressOfC(row, 0))
+      for (column, register) in accumulators[row].enumerated() {
+        if startingOperand != nil {
+          a.loadTail(register, Address(.rax, column * width.bytes), tail(column))
+        } else {
+          a.vxorps(register, register, register)
+        }
+      }
+    }
   }
 
   /// The loop over K: four steps at a time, then single steps. rax walks A, rbx walks B.
@@ -279,174 +314,5 @@ private struct MicrokernelGenerator {
     case .bfloat16: a.vdpbf16ps(sum, column, factor)
     case .int8: a.vpdpbusd(sum, factor, column)
     }
-  }
-
-  // MARK: Storing
-
-  private var bytesOfC: Int { ElementAccess.byteCount(shape.resultType) }
-
-  private func addressOfC(_ row: Int, _ column: Int) -> Address {
-    Address(.rcx, (row * shape.rowStrideOfC + column * isa.lanes) * bytesOfC)
-  }
-
-  /// The types of the epilogue's inputs: the sum, then the operands.
-  private var inputTypes: [DataType] { [shape.kind.sumType] + shape.operandTypes }
-
-  private func store() throws(ApusError) {
-    if let tail, !shape.masksB {
-      a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
-    }
-    addTerms()
-    if shape.resultType == shape.kind.sumType { addWhatCHolds() }
-    if shape.epilogue == .input(0) && shape.resultType == shape.kind.sumType { return storeSums() }
-    let plain = a.label()
-    let done = a.label()
-    a.mov(.rax, .r11)
-    a.and(.rax, Microkernel.finish)
-    a.j(.equal, plain)
-    let operandRegisters = try loadOperandAddresses()
-    let needed = try ExpressionEmitter.registersNeeded(
-      shape.epilogue, isa: isa, types: inputTypes, result: shape.resultType)
-    let transient = shape.operands.isEmpty ? 0 : shape.epilogue.inputCount - 1
-    if needed <= Self.simpleRegisters && needed + transient <= free.count {
-      try storeThroughRegisters(operandRegisters)
-    } else {
-      // Too few registers beside the accumulators, or too much code to repeat for each of them.
-      try storeThroughMemory(operandRegisters)
-    }
-    a.jmp(done)
-    a.bind(plain)
-    if shape.resultType == shape.kind.sumType { storeSums() }
-    a.bind(done)
-  }
-
-  /// Adds the terms of rows and columns to the first part of the sums.
-  private func addTerms() {
-    guard shape.terms.perRow || shape.terms.perColumn else { return }
-    let later = a.label()
-    a.mov(.rax, .r11)
-    a.and(.rax, Microkernel.accumulate)
-    a.j(.notEqual, later)
-    a.mov(.rax, argument(Microkernel.Argument.rowTerms))
-    a.mov(.rdx, argument(Microkernel.Argument.columnTerms))
-    for row in 0..<rows {
-      for (column, register) in accumulators[row].enumerated() {
-        if shape.terms.perRow { a.vpaddd(register, register, Address(.rax, 4 * row).broadcasting) }
-        if shape.terms.perColumn {
-          a.vpaddd(register, register, Address(.rdx, column * width.bytes))
-        }
-      }
-    }
-    a.bind(later)
-  }
-
-  /// Adds an earlier part of the sums, if the call says so.
-  private func addWhatCHolds() {
-    let start = a.label()
-    a.mov(.rax, .r11)
-    a.and(.rax, Microkernel.accumulate)
-    a.j(.equal, start)
-    for row in 0..<rows {
-      for (column, register) in accumulators[row].enumerated() {
-        a.loadTail(free[0], addressOfC(row, column), tail(column))
-        if shape.kind == .int8 {
-          a.vpaddd(register, register, free[0])
-        } else {
-          a.vaddps(register, register, free[0])
-        }
-      }
-    }
-    a.bind(start)
-  }
-
-  /// Expressions that need more registers have long code.
-  private static let simpleRegisters = 3
-
-  private func storeSums() {
-    for row in 0..<rows {
-      for (column, register) in accumulators[row].enumerated() {
-        a.storeTail(addressOfC(row, column), register, tail(column))
-      }
-    }
-  }
-
-  /// Registers with the addresses of the extra operands.
-  private func loadOperandAddresses() throws(ApusError) -> [R64] {
-    let registers: [R64] = [.rsi, .r8, .r9, .r10, .rdx, .rbx]
-    guard shape.operands.count <= registers.count,
-      shape.epilogue.inputCount <= shape.operands.count + 1
-    else {
-      throw ApusError(.notYetSupported, "an epilogue of \(shape.operands.count) operands")
-    }
-    let used = Array(registers.prefix(shape.operands.count))
-    for (index, register) in used.enumerated() {
-      a.mov(register, argument(Microkernel.Argument.operands + index))
-    }
-    return used
-  }
-
-  /// Where extra operand `index` is for vector `column` of a row of the tile.
-  private func operand(_ index: Int, _ register: R64, row: Int, _ column: Int)
-    -> ExpressionEmitter.Input
-  {
-    let bytes = ElementAccess.byteCount(shape.operandTypes[index])
-    let address = Address(register)
-    switch shape.operands[index] {
-    case .scalar: return .element(address)
-    case .perColumn:
-      let place = address.offset(column * isa.lanes * bytes)
-      return tail(column) == nil ? .memory(place) : .tail(place)
-    case .full:
-      let place = address.offset((row * shape.rowStrideOfC + column * isa.lanes) * bytes)
-      return tail(column) == nil ? .memory(place) : .tail(place)
-    }
-  }
-
-  private func storeThroughRegisters(_ addresses: [R64]) throws(ApusError) {
-    for row in 0..<rows {
-      for (column, register) in accumulators[row].enumerated() {
-        let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail, types: inputTypes) {
-          input in
-          input == 0
-            ? .register(register) : operand(input - 1, addresses[input - 1], row: row, column)
-        }
-        let value = try emitter.emit(shape.epilogue, as: shape.resultType)
-        a.storeElements(addressOfC(row, column), value, shape.resultType, tail(column))
-      }
-    }
-  }
-
-  /// Puts the accumulators on the stack, which frees their registers, and goes over the tile row by row.
-  private func storeThroughMemory(_ addresses: [R64]) throws(ApusError) {
-    let rowBytes = shape.vectors * width.bytes
-    a.sub(.rsp, rows * rowBytes)
-    for row in 0..<rows {
-      for (column, register) in accumulators[row].enumerated() {
-        a.vmovups(Address(.rsp, row * rowBytes + column * width.bytes), register)
-      }
-    }
-    var registers = (0..<isa.registerCount).map { Vec($0, width) }
-    if case .lanes(let lanes) = tail { registers.removeAll { $0 == lanes } }
-    let value = registers.removeFirst()
-    a.lea(.r11, Address(.rsp))
-    a.mov(.rax, rows)
-    let loop = a.here()
-    for column in 0..<shape.vectors {
-      a.vmovups(value, Address(.r11, column * width.bytes))
-      let emitter = ExpressionEmitter(a, isa: isa, free: registers, tail: tail, types: inputTypes) {
-        input in
-        input == 0 ? .register(value) : operand(input - 1, addresses[input - 1], row: 0, column)
-      }
-      let result = try emitter.emit(shape.epilogue, as: shape.resultType)
-      a.storeElements(addressOfC(0, column), result, shape.resultType, tail(column))
-    }
-    a.add(.r11, rowBytes)
-    a.add(.rcx, shape.rowStrideOfC * bytesOfC)
-    for (index, kind) in shape.operands.enumerated() where kind == .full {
-      a.add(addresses[index], shape.rowStrideOfC * ElementAccess.byteCount(shape.operandTypes[index]))
-    }
-    a.dec(.rax)
-    a.j(.notEqual, loop)
-    a.add(.rsp, rows * rowBytes)
   }
 }

@@ -155,6 +155,21 @@ extension ScalarExpr {
     }
   }
 
+  /// The expression with every occurrence of a part replaced.
+  public func replacing(_ part: ScalarExpr, with other: ScalarExpr) -> ScalarExpr {
+    if self == part { return other }
+    switch self {
+    case .input, .const: return self
+    case .unary(let function, let a): return .unary(function, a.replacing(part, with: other))
+    case .cast(let a, let type): return .cast(a.replacing(part, with: other), type)
+    case .binary(let function, let a, let b):
+      return .binary(function, a.replacing(part, with: other), b.replacing(part, with: other))
+    case .select(let c, let a, let b):
+      return .select(
+        c.replacing(part, with: other), a.replacing(part, with: other), b.replacing(part, with: other))
+    }
+  }
+
   /// How often operand `n` occurs, for each `n`.
   public func useCounts() -> [Int: Int] {
     var counts: [Int: Int] = [:]

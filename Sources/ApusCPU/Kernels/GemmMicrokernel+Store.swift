@@ -1,0 +1,255 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusTensor
+import ApusX86
+
+/// What happens to the sums of a tile behind the loop over K.
+extension MicrokernelGenerator {
+  private var bytesOfC: Int { ElementAccess.byteCount(shape.resultType) }
+
+  func addressOfC(_ row: Int, _ column: Int) -> Address {
+    Address(.rcx, (row * shape.rowStrideOfC + column * isa.lanes) * bytesOfC)
+  }
+
+  /// The types of the epilogue's inputs: the sum, then the operands.
+  private var inputTypes: [DataType] { [shape.kind.sumType] + shape.operandTypes }
+
+  func store() throws(ApusError) {
+    if let tail, !shape.masksB {
+      a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
+    }
+    addTerms()
+    if shape.resultType == shape.kind.sumType { addWhatCHolds() }
+    if epilogue == .input(0) && shape.resultType == shape.kind.sumType { return storeSums() }
+    let plain = a.label()
+    let done = a.label()
+    a.mov(.rax, .r11)
+    a.and(.rax, Microkernel.finish)
+    a.j(.equal, plain)
+    let operandRegisters = try loadOperandAddresses()
+    let needed = try ExpressionEmitter.registersNeeded(
+      epilogue, isa: isa, types: inputTypes, result: shape.resultType)
+    let transient = shape.operands.isEmpty ? 0 : epilogue.inputCount - 1
+    if needed <= Self.simpleRegisters && needed + transient + (packsBytes ? 1 : 0) <= free.count {
+      try storeThroughRegisters(operandRegisters)
+    } else {
+      // Too few registers beside the accumulators, or too much code to repeat for each of them.
+      try storeThroughMemory(operandRegisters)
+    }
+    a.jmp(done)
+    a.bind(plain)
+    if shape.resultType == shape.kind.sumType { storeSums() }
+    a.bind(done)
+  }
+
+  /// Adds the terms of rows and columns to the first part of the sums.
+  private func addTerms() {
+    guard shape.terms.perRow || shape.terms.perColumn else { return }
+    let later = a.label()
+    a.mov(.rax, .r11)
+    a.and(.rax, Microkernel.accumulate)
+    a.j(.notEqual, later)
+    a.mov(.rax, argument(Microkernel.Argument.rowTerms))
+    a.mov(.rdx, argument(Microkernel.Argument.columnTerms))
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        if shape.terms.perRow { a.vpaddd(register, register, Address(.rax, 4 * row).broadcasting) }
+        if shape.terms.perColumn {
+          a.vpaddd(register, register, Address(.rdx, column * width.bytes))
+        }
+      }
+    }
+    a.bind(later)
+  }
+
+  /// Adds an earlier part of the sums, if the call says so.
+  private func addWhatCHolds() {
+    let start = a.label()
+    a.mov(.rax, .r11)
+    a.and(.rax, Microkernel.accumulate)
+    a.j(.equal, start)
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        a.loadTail(free[0], addressOfC(row, column), tail(column))
+        if shape.kind == .int8 {
+          a.vpaddd(register, register, free[0])
+        } else {
+          a.vaddps(register, register, free[0])
+        }
+      }
+    }
+    a.bind(start)
+  }
+
+  /// Expressions that need more registers have long code.
+  private static let simpleRegisters = 3
+
+  private func storeSums() {
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        a.storeTail(addressOfC(row, column), register, tail(column))
+      }
+    }
+  }
+
+  /// Registers with the addresses of the extra operands.
+  private func loadOperandAddresses() throws(ApusError) -> [R64] {
+    let registers: [R64] = [.rsi, .r8, .r9, .r10, .rdx, .rbx]
+    guard shape.operands.count <= registers.count,
+      epilogue.inputCount <= shape.operands.count + 1
+    else {
+      throw ApusError(.notYetSupported, "an epilogue of \(shape.operands.count) operands")
+    }
+    let used = Array(registers.prefix(shape.operands.count))
+    for (index, register) in used.enumerated() {
+      a.mov(register, argument(Microkernel.Argument.operands + index))
+    }
+    return used
+  }
+
+  /// Where extra operand `index` is for vector `column` of a row of the tile.
+  private func operand(_ index: Int, _ register: R64, row: Int, _ column: Int)
+    -> ExpressionEmitter.Input
+  {
+    let bytes = ElementAccess.byteCount(shape.operandTypes[index])
+    let address = Address(register)
+    switch shape.operands[index] {
+    case .scalar: return .element(address)
+    case .perColumn:
+      let place = address.offset(column * isa.lanes * bytes)
+      return tail(column) == nil ? .memory(place) : .tail(place)
+    case .full:
+      let place = address.offset((row * shape.rowStrideOfC + column * isa.lanes) * bytes)
+      return tail(column) == nil ? .memory(place) : .tail(place)
+    }
+  }
+
+  private func storeThroughRegisters(_ addresses: [R64]) throws(ApusError) {
+    prepareBytes()
+    for row in 0..<rows {
+      try storeRow(row, free: free, sum: { accumulators[row][$0] }) { input, column in
+        operand(input, addresses[input], row: row, column)
+      }
+    }
+  }
+
+  /// Puts the accumulators on the stack, which frees their registers, and goes over the tile row by row.
+  private func storeThroughMemory(_ addresses: [R64]) throws(ApusError) {
+    let rowBytes = shape.vectors * width.bytes
+    a.sub(.rsp, rows * rowBytes)
+    for row in 0..<rows {
+      for (column, register) in accumulators[row].enumerated() {
+        a.vmovups(Address(.rsp, row * rowBytes + column * width.bytes), register)
+      }
+    }
+    var registers = (0..<isa.registerCount).map { Vec($0, width) }
+    if case .lanes(let lanes) = tail { registers.removeAll { $0 == lanes } }
+    let sums = registers.prefix(packsBytes ? Self.bytesTogether : 1)
+    registers.removeFirst(sums.count)
+    prepareBytes()
+    a.lea(.r11, Address(.rsp))
+    a.mov(.rax, rows)
+    let loop = a.here()
+    let load = { (column: Int) -> Vec in
+      let sum = sums[column % sums.count]
+      a.vmovups(sum, Address(.r11, column * width.bytes))
+      return sum
+    }
+    try storeRow(0, free: registers, sum: load) { input, column in
+      operand(input, addresses[input], row: 0, column)
+    }
+    a.add(.r11, rowBytes)
+    a.add(.rcx, shape.rowStrideOfC * bytesOfC)
+    for (index, kind) in shape.operands.enumerated() where kind == .full {
+      a.add(addresses[index], shape.rowStrideOfC * ElementAccess.byteCount(shape.operandTypes[index]))
+    }
+    a.dec(.rax)
+    a.j(.notEqual, loop)
+    a.add(.rsp, rows * rowBytes)
+  }
+
+  /// Applies the epilogue to a row and stores it. `sum` gives the register with the sums of a vector of
+  /// columns, which may be changed when its epilogue has been computed; `operand` where an extra operand is.
+  private func storeRow(
+    _ row: Int, free: [Vec], sum: (Int) -> Vec,
+    operand: @escaping (_ index: Int, _ column: Int) -> ExpressionEmitter.Input
+  ) throws(ApusError) {
+    func result(_ column: Int, _ sum: Vec, _ free: [Vec]) throws(ApusError) -> Vec {
+      let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail, types: inputTypes) { input in
+        input == 0 ? .register(sum) : operand(input - 1, column)
+      }
+      return try emitter.emit(epilogue, as: shape.resultType, saturates: packsBytes)
+    }
+    guard packsBytes else {
+      for column in 0..<shape.vectors {
+        let value = try result(column, sum(column), free)
+        a.storeElements(addressOfC(row, column), value, shape.resultType, tail(column))
+      }
+      return
+    }
+    for first in stride(from: 0, to: shape.vectors, by: Self.bytesTogether) {
+      let columns = Array(first..<min(shape.vectors, first + Self.bytesTogether))
+      // Pairs become 16-bit elements in the register of their first sums, pairs of those bytes.
+      var halves: [Vec] = []
+      for column in stride(from: columns[0], through: columns[columns.count - 1], by: 2) {
+        let target = sum(column)
+        let even = try result(column, target, free)
+        let odd =
+          column + 1 > columns[columns.count - 1]
+          ? even : try result(column + 1, sum(column + 1), free.filter { $0 != even })
+        a.vpackssdw(target, even, odd)
+        halves.append(target)
+      }
+      storeBytes(halves, row: row, column: first, count: columns.count, scratch: free[0])
+    }
+  }
+
+  // MARK: Bytes
+
+  /// Vectors of results that make one vector of bytes.
+  private static let bytesTogether = 4
+  private var partOfBytes: Mask { Mask(6) }
+
+  /// Whether vectors of results are put together before they are stored: narrowing each on its own takes
+  /// two instructions, and a store of 16 bytes.
+  private var packsBytes: Bool {
+    isa == .avx512 && shape.vectors > 1 && (shape.resultType == .uint8 || shape.resultType == .int8)
+  }
+
+  /// Columns that the vectors from `first` on have together.
+  private func columnCount(from first: Int) -> Int {
+    let all = (shape.vectors - 1) * isa.lanes + shape.lastColumns
+    return min(all - first * isa.lanes, Self.bytesTogether * isa.lanes)
+  }
+
+  /// Selects the bytes of the last group of vectors, if it is not full.
+  private func prepareBytes() {
+    guard packsBytes else { return }
+    let count = columnCount(from: (shape.vectors - 1) / Self.bytesTogether * Self.bytesTogether)
+    guard count < width.bytes else { return }
+    a.mov(.rax, (1 << count) - 1)
+    a.kmovq(partOfBytes, .rax)
+  }
+
+  /// Packs 16-bit elements into bytes, puts them in order and stores them.
+  private func storeBytes(_ halves: [Vec], row: Int, column: Int, count: Int, scratch: Vec) {
+    let (bytes, other) = (halves[0], halves[halves.count - 1])
+    if shape.resultType == .uint8 {
+      a.vpackuswb(bytes, bytes, other)
+    } else {
+      a.vpacksswb(bytes, bytes, other)
+    }
+    // Packing works within 128 bits: lane 4 i + j has what belongs to i + 4 j.
+    a.vmovups(scratch, a.constant(words: (0..<16).map { UInt32($0 % 4 * 4 + $0 / 4) }))
+    a.vpermd(bytes, scratch, bytes)
+    let columns = columnCount(from: column)
+    switch columns {
+    case width.bytes: a.vmovups(addressOfC(row, column), bytes)
+    case 32: a.vmovups(addressOfC(row, column), bytes.at(.ymm))
+    default: a.vmovdqu8(addressOfC(row, column), bytes, mask: partOfBytes)
+    }
+  }
+}

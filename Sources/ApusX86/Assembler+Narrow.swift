@@ -25,6 +25,10 @@ extension Assembler {
   package func vpmovzxwd(_ to: Vec, _ from: some VectorOperand, mask: Mask? = nil) {
     widen(0x33, 2, to, from, mask)
   }
+  /// Unsigned bytes to 16-bit elements; those outside `mask` are cleared and their memory is not read.
+  package func vpmovzxbw(_ to: Vec, _ from: some VectorOperand, mask: Mask? = nil) {
+    widen(0x30, 2, to, from, mask)
+  }
   /// Half precision to single precision.
   package func vcvtph2ps(_ to: Vec, _ from: some VectorOperand, mask: Mask? = nil) {
     widen(0x13, 2, to, from, mask)
@@ -63,6 +67,19 @@ extension Assembler {
       second: 0, to.encoded, mask: mask)
   }
 
+  // MARK: 16-bit elements
+
+  /// Sums, wrapping around.
+  package func vpaddw(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xFD, to, a, b) }
+  /// Differences, wrapping around.
+  package func vpsubw(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xF9, to, a, b) }
+  /// Shifts by a constant to the left.
+  package func vpsllw(_ to: Vec, _ from: Vec, _ count: UInt8) {
+    vector(
+      VectorRow(.x66, .m0F, 0x71, .fullMemory), to.width, reg: 6, second: to.number, from.encoded,
+      immediate: count)
+  }
+
   // MARK: Bytes
 
   /// Loads bytes; those outside `mask` are cleared and not read.
@@ -78,8 +95,9 @@ extension Assembler {
       to.encoded, mask: mask)
   }
 
-  private func bytes(_ map: VectorRow.Map, _ opcode: UInt8, _ to: Vec, _ a: Vec, _ b: some VectorOperand)
-  {
+  private func bytes(
+    _ map: VectorRow.Map, _ opcode: UInt8, _ to: Vec, _ a: Vec, _ b: some VectorOperand
+  ) {
     vector(
       VectorRow(.x66, map, opcode, .fullMemory), to.width, reg: to.number, second: a.number,
       b.encoded)
@@ -101,7 +119,8 @@ extension Assembler {
   /// The mask of the 32-bit lanes that have a bit in common.
   package func vptestmd(_ to: Mask, _ a: Vec, _ b: some VectorOperand) {
     vector(
-      VectorRow(.x66, .m0F38, 0x27, .full, .evex), a.width, reg: to.number, second: a.number, b.encoded)
+      VectorRow(.x66, .m0F38, 0x27, .full, .evex), a.width, reg: to.number, second: a.number,
+      b.encoded)
   }
 
   /// The 32-bit lanes of `from` in another order.

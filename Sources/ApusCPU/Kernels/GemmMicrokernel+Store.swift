@@ -21,6 +21,9 @@ extension MicrokernelGenerator {
     if let tail, !shape.masksB {
       a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
     }
+    if shape.kind == .int16 {
+      for register in accumulators.joined() { a.vcvtdq2ps(register, register) }
+    }
     addTerms()
     if shape.resultType == shape.kind.sumType { addWhatCHolds() }
     if epilogue == .input(0) && shape.resultType == shape.kind.sumType { return storeSums() }

@@ -27,12 +27,15 @@ package enum ProductKind: Hashable, Sendable {
   case bfloat16
   /// Unsigned bytes in A, signed ones in B, four elements a word, sums in 32-bit integers.
   case int8
+  /// Signed 16-bit integers, two elements a word. Sums of a block of K are 32-bit integers, which the
+  /// operands must not overflow; those of several blocks are added in single precision.
+  case int16
 
   /// Elements of K in a word.
   package var interleave: Int {
     switch self {
     case .float32, .float16Weights: 1
-    case .bfloat16: 2
+    case .bfloat16, .int16: 2
     case .int8: 4
     }
   }
@@ -263,8 +266,9 @@ struct MicrokernelGenerator {
     a.bind(done)
   }
 
-  /// How many elements of K ahead of their use columns of B are fetched.
-  private static let prefetchSteps = 16
+  /// How many words of K ahead of their use columns of B are fetched: for 16-bit integers a whole block
+  /// of K (`WinogradPlan.exactRun`), which all tiles of the block before it have time to wait for.
+  private var prefetchSteps: Int { shape.kind == .int16 ? 32 : 16 }
 
   /// One word of K: every accumulator gets one multiply-add.
   private func step(_ k: Int) {
@@ -282,7 +286,7 @@ struct MicrokernelGenerator {
       }
       // Panels are read once from start to end, across pages, where the hardware does not look ahead.
       if !shape.masksB && index * vectorBytes % 64 == 0 {
-        a.prefetcht0(place.offset(Self.prefetchSteps * panelBytes))
+        a.prefetcht0(place.offset(prefetchSteps * panelBytes))
       }
     }
     for row in 0..<rows {
@@ -304,6 +308,7 @@ struct MicrokernelGenerator {
   private func multiplyAdd(_ sum: Vec, _ column: Vec, _ factor: Address) {
     switch shape.kind {
     case .bfloat16: a.vdpbf16ps(sum, column, factor)
+    case .int16: a.vpdpwssd(sum, column, factor)
     default: a.vfmadd231ps(sum, column, factor)
     }
   }
@@ -313,6 +318,7 @@ struct MicrokernelGenerator {
     case .float32, .float16Weights: a.vfmadd231ps(sum, column, factor)
     case .bfloat16: a.vdpbf16ps(sum, column, factor)
     case .int8: a.vpdpbusd(sum, factor, column)
+    case .int16: a.vpdpwssd(sum, column, factor)
     }
   }
 }

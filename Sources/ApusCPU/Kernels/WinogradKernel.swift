@@ -18,6 +18,8 @@ package final class WinogradKernel: Sendable {
     var pixelStep: Int
     /// The columns of the tile inside the input; the others are zeros.
     var columns: Range<Int>
+    /// What stands for zero where pixels are bytes.
+    var padValue = 0
     /// Bytes between the planes of the transformed tiles.
     var planeStep: Int
     /// The element type of the pixels, and of the transformed tiles.
@@ -36,6 +38,12 @@ package final class WinogradKernel: Sendable {
     var planeStep: Int
     /// Elements from one row of results to the next, and from one pixel to the next.
     var rowStride: Int
+    var pixelStride: Int
+    /// What the epilogue gets: `int32` for sums that are whole numbers.
+    var sumType: DataType
+    /// What the pixels' zero point was. Unless it is 0, the last operand holds the sums of the weights, and
+    /// so many of these belong to every sum.
+    var padValue = 0
     var epilogue: ScalarExpr
     var operands: [EpilogueOperand]
     var operandTypes: [DataType]
@@ -58,7 +66,9 @@ package final class WinogradKernel: Sendable {
 
   init(_ shape: Input) throws(ApusError) {
     memory = try ExecutableMemory(
-      WinogradGenerator(shape.isa, shape.channels, shape.m).generate(shape),
+      shape.transformedType == .int16
+        ? WinogradGenerator(shape.isa, shape.channels, shape.m).generateIntegers(shape)
+        : WinogradGenerator(shape.isa, shape.channels, shape.m).generate(shape),
       name: "winograd\(shape.m) input \(shape.isa.rawValue)")
     code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
   }
@@ -73,7 +83,7 @@ package final class WinogradKernel: Sendable {
 
 /// Writes a transform: a loop over vectors of channels, each going over the columns of its tile into
 /// memory of its own, then over the rows out of it.
-private struct WinogradGenerator {
+struct WinogradGenerator {
   let a = Assembler()
   let isa: ISA
   let width: VectorWidth
@@ -95,12 +105,15 @@ private struct WinogradGenerator {
     registers = all
   }
 
-  private func argument(_ index: Int) -> Address { Address(.rdi, 8 * index) }
+  func argument(_ index: Int) -> Address { Address(.rdi, 8 * index) }
 
   /// Where the first side's result for row i and column j waits for the second side.
-  private func between(_ row: Int, _ column: Int) -> Address {
+  func between(_ row: Int, _ column: Int) -> Address {
     Address(.rsp, (row * size + column) * width.bytes)
   }
+
+  /// Where something else waits.
+  private var aside: Address { between(size, 0) }
 
   /// Puts the program's factors into registers.
   private func load(_ factors: [Float], _ pool: inout [Vec]) -> [Float: Vec] {
@@ -132,14 +145,14 @@ private struct WinogradGenerator {
     }
   }
 
-  private func enter(_ saved: [R64]) {
+  func enter(_ saved: [R64]) {
     for register in saved { a.push(register) }
     a.mov(.rbp, .rsp)
-    a.sub(.rsp, size * size * width.bytes)
+    a.sub(.rsp, (size * size + 1) * width.bytes)
     a.and(.rsp, -64)
   }
 
-  private func leave(_ saved: [R64]) throws(ApusError) -> [UInt8] {
+  func leave(_ saved: [R64]) throws(ApusError) -> [UInt8] {
     a.mov(.rsp, .rbp)
     for register in saved.reversed() { a.pop(register) }
     a.vzeroupper()
@@ -173,14 +186,14 @@ private struct WinogradGenerator {
           let place = Address(rows[row], column * shape.pixelStep)
           a.loadElements(inputs[row], place, shape.inputType, tail)
         }
-        program.emit(a, inputs: inputs, free: free, factors: factors) { row, value in
+        program.emit(a, inputs: inputs, free: free, .floats(factors)) { row, value in
           a.vmovups(between(row, column), value)
           return false
         }
       }
       for row in 0..<size {
         for column in 0..<size { a.vmovups(inputs[column], between(row, column)) }
-        program.emit(a, inputs: inputs, free: free, factors: factors) { column, value in
+        program.emit(a, inputs: inputs, free: free, .floats(factors)) { column, value in
           let place = Address(.r11, (row * size + column) * shape.planeStep)
           a.storeElements(place, value, shape.transformedType, tail)
           return false
@@ -207,21 +220,28 @@ private struct WinogradGenerator {
     let factors = load(down.factors, &pool)
     let inputs = Array(pool.prefix(size))
     let free = Array(pool.dropFirst(size))
-    let types = [DataType.float32] + shape.operandTypes
+    let types = [shape.sumType] + shape.operandTypes
     let resultBytes = ElementAccess.byteCount(shape.resultType)
     try overChannels {
       a.add(.rax, width.bytes)
       a.add(.rcx, isa.lanes * resultBytes)
       for (index, kind) in shape.operands.enumerated() where kind != .scalar {
-        a.add(operandRegisters[index], isa.lanes * ElementAccess.byteCount(shape.operandTypes[index]))
+        a.add(
+          operandRegisters[index], isa.lanes * ElementAccess.byteCount(shape.operandTypes[index]))
       }
     } _: { (tail) throws(ApusError) in
+      if shape.padValue != 0 {
+        let zero = Float(shape.padValue).bitPattern
+        a.loadTail(inputs[0], Address(operandRegisters[shape.operands.count - 1]), tail)
+        a.vmulps(inputs[0], inputs[0], a.constant(zero, width))
+        a.vmovups(aside, inputs[0])
+      }
       for column in 0..<size {
         for row in 0..<size {
           a.loadTail(
             inputs[row], Address(.rax, (row * size + column) * shape.planeStep), tail)
         }
-        down.emit(a, inputs: inputs, free: free, factors: factors) { row, value in
+        down.emit(a, inputs: inputs, free: free, .floats(factors)) { row, value in
           a.vmovups(between(row, column), value)
           return false
         }
@@ -229,15 +249,18 @@ private struct WinogradGenerator {
       for row in 0..<shape.rows {
         for column in 0..<size { a.vmovups(inputs[column], between(row, column)) }
         var results: [Int: Vec] = [:]
-        across.emit(a, inputs: inputs, free: free, factors: factors) { column, value in
+        across.emit(a, inputs: inputs, free: free, .floats(factors)) { column, value in
           results[column] = value
           return true
         }
         let rest = pool.filter { !results.values.contains($0) }
         for column in 0..<shape.columns {
           guard let sum = results[column] else { continue }
-          let element = row * shape.rowStride + column * channels
-          let emitter = ExpressionEmitter(a, isa: isa, free: rest, tail: tail, types: types) { input in
+          if shape.padValue != 0 { a.vaddps(sum, sum, aside) }
+          if shape.sumType == .int32 { a.vcvtps2dq(sum, sum) }
+          let element = row * shape.rowStride + column * shape.pixelStride
+          let emitter = ExpressionEmitter(a, isa: isa, free: rest, tail: tail, types: types) {
+            input in
             if input == 0 { return .register(sum) }
             let address = Address(operandRegisters[input - 1])
             let place: Address
@@ -265,5 +288,7 @@ private struct WinogradGenerator {
 
 extension WinogradKernel {
   /// Registers that an epilogue may use.
-  static func epilogueRegisters(_ isa: ISA, m: Int) -> Int { WinogradGenerator.freeRegisters(isa, m: m) }
+  static func epilogueRegisters(_ isa: ISA, m: Int) -> Int {
+    WinogradGenerator.freeRegisters(isa, m: m)
+  }
 }

@@ -48,6 +48,27 @@ struct LinearProgram {
       ], [6, 10, 11, 14, 15, 7])
   }
 
+  /// `B^T d` for m = 4 without multiplications other than by 2 and 4, which are shifts of integers.
+  static var inputOfIntegers: LinearProgram {
+    LinearProgram(
+      6,
+      [
+        [(1, 4), (-1, 2)],  // 6
+        [(1, 3), (-1, 1)],  // 7
+        [(1, 0), (-1, 2)],  // 8
+        [(1, 5), (-1, 3)],  // 9
+        [(1, 6), (4, 8)],  // 10: the first result
+        [(1, 7), (1, 7)],  // 11
+        [(1, 9), (-2, 11)],  // 12: the last one
+        [(1, 4), (-4, 2)],  // 13
+        [(1, 3), (-4, 1)],  // 14
+        [(1, 13), (1, 14)],  // 15
+        [(1, 13), (-1, 14)],  // 16
+        [(1, 6), (1, 11)],  // 17
+        [(1, 6), (-1, 11)],  // 18
+      ], [10, 15, 16, 17, 18, 12])
+  }
+
   /// `A^T x`: `m` results from `m + 2` products.
   static func output(_ m: Int) -> LinearProgram {
     if m == 2 {
@@ -83,10 +104,11 @@ struct LinearProgram {
   /// Writes the steps. Inputs come in registers that may be overwritten; `emit` gets each result as soon
   /// as it is there, in a register that is free afterwards unless `emit` keeps it.
   func emit(
-    _ a: Assembler, inputs registers: [Vec], free: [Vec], factors: [Float: Vec],
+    _ a: Assembler, inputs registers: [Vec], free: [Vec], _ arithmetic: LinearArithmetic,
     result: (Int, Vec) -> Bool
   ) {
-    var place = Dictionary(uniqueKeysWithValues: registers.enumerated().map { ($0.offset, $0.element) })
+    var place = Dictionary(
+      uniqueKeysWithValues: registers.enumerated().map { ($0.offset, $0.element) })
     var spare = free
     let needed = neededValues()
     var uses: [Int: Int] = [:]
@@ -102,7 +124,6 @@ struct LinearProgram {
     for (index, step) in steps.enumerated() where needed.contains(inputs + index) {
       guard let first = step.terms.first, let start = place[first.value] else { continue }
       let value = inputs + index
-      var rest = step.terms.dropFirst()
       let target: Vec
       if uses[first.value] == 1 && !results.contains(first.value) {
         target = start
@@ -111,29 +132,14 @@ struct LinearProgram {
       } else {
         target = spare.removeLast()
       }
-      if let next = rest.first, abs(next.factor) == 1, let other = place[next.value] {
-        if next.factor > 0 { a.vaddps(target, start, other) } else { a.vsubps(target, start, other) }
-        rest = rest.dropFirst()
-        release(next.value)
-      } else if target != start {
-        a.vmovups(target, start)
-      }
-      if target != start { release(first.value) }
-      for term in rest {
+      var sum = start
+      for term in step.terms.dropFirst() {
         guard let other = place[term.value] else { continue }
-        switch term.factor {
-        case 1: a.vaddps(target, target, other)
-        case -1: a.vsubps(target, target, other)
-        default:
-          guard let factor = factors[abs(term.factor)] else { continue }
-          if term.factor > 0 {
-            a.vfmadd231ps(target, other, factor)
-          } else {
-            a.vfnmadd231ps(target, other, factor)
-          }
-        }
+        arithmetic.add(a, target, sum, term.factor, other)
+        sum = target
         release(term.value)
       }
+      if target != start { release(first.value) }
       place[value] = target
       for (number, wanted) in results.enumerated() where wanted == value {
         let isKept = result(number, target)
@@ -152,5 +158,36 @@ struct LinearProgram {
       for term in step.terms { needed.insert(term.value) }
     }
     return needed
+  }
+}
+
+/// What the sums of a linear program are made of.
+enum LinearArithmetic {
+  /// Numbers of single precision; factors other than one are in registers.
+  case floats([Float: Vec])
+  /// 16-bit integers, wrapping around; factors are powers of two. Multiples need a register.
+  case words(scratch: Vec)
+
+  /// `to = sum + factor * other`
+  func add(_ a: Assembler, _ to: Vec, _ sum: Vec, _ factor: Float, _ other: Vec) {
+    switch self {
+    case .floats(let factors):
+      if factor == 1 { return a.vaddps(to, sum, other) }
+      if factor == -1 { return a.vsubps(to, sum, other) }
+      guard let multiplier = factors[abs(factor)] else { return }
+      if to != sum { a.vmovups(to, sum) }
+      if factor > 0 {
+        a.vfmadd231ps(to, other, multiplier)
+      } else {
+        a.vfnmadd231ps(to, other, multiplier)
+      }
+    case .words(let scratch):
+      var multiple = other
+      if abs(factor) != 1 {
+        a.vpsllw(scratch, other, UInt8(abs(factor).exponent))
+        multiple = scratch
+      }
+      if factor > 0 { a.vpaddw(to, sum, multiple) } else { a.vpsubw(to, sum, multiple) }
+    }
   }
 }

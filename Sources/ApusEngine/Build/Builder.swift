@@ -135,7 +135,8 @@ public struct Builder: Sendable {
     let tuner = Tuner(
       library: library, cache: cache, level: configuration.level,
       workspaceLimit: configuration.workspaceLimit,
-      deadline: configuration.timeBudgetSeconds.map { begin + $0 } ?? .infinity)
+      deadline: configuration.timeBudgetSeconds.map { begin + $0 } ?? .infinity,
+      weightByteCount: graph.values.reduce(0) { $0 + (graph[$1].constant?.byteCount ?? 0) })
     let problems = try problems(of: graph, types)
     var timed = 0
     var cancelled = false

@@ -121,6 +121,9 @@ final class KernelBench {
     let isSmall = type.isInteger && isRounded
     let allowed = max(tolerance * want.scale, isSmall ? 1 : type.isFloat ? 0 : tolerance)
     var ties = isRounded && type.isFloat ? max(2, want.values.count / 200) : 0
+    // Sums of bytes near the exact ones may move a number across a tie, by a step, but not many. One in
+    // twenty is ten times what Winograd's form moves, so that chance among samples refuses nothing.
+    var moves = isSmall && sumsIntegers ? max(2, want.values.count / 20) : .max
     var worst = (difference: 0.0, index: 0, got: 0.0, want: 0.0)
     for position in want.values.indices {
       let index = want.indices?[position] ?? position
@@ -132,11 +135,21 @@ final class KernelBench {
         ties -= 1
         continue
       }
+      moves -= 1
       if !(difference <= worst.difference) { worst = (difference, index, a, b) }
+    }
+    if worst.difference <= allowed && moves < 0 {
+      return "more than one in twenty of \(want.values.count) elements differ from the reference"
     }
     if worst.difference <= allowed { return nil }
     return
       "element \(worst.index) is \(worst.got), the reference says \(worst.want) (allowed difference \(allowed))"
+  }
+
+  /// Whether the problem is a product of integers, with whatever follows it.
+  private var sumsIntegers: Bool {
+    (problem.op as? any SampledOperator)?.canSample == true
+      && problem.inputs.prefix(2).allSatisfy { $0?.dataType.isInteger == true }
   }
 
   private func reference() throws(ApusError) -> [Expected]? {
@@ -168,14 +181,17 @@ final class KernelBench {
   }
 
   /// The shortest of a few runs, in seconds; gives up early when far behind `best`. After `effort`
-  /// seconds, three measured runs are enough.
-  func measure(_ compiled: KernelLibrary.Compiled, best: Double?, effort: Double)
+  /// seconds, three measured runs are enough. Before each run `cold` bytes of something else are read, as
+  /// the other layers of a network read their weights.
+  func measure(_ compiled: KernelLibrary.Compiled, best: Double?, effort: Double, cold: Int = 0)
     throws(ApusError) -> Double
   {
     var shortest = Double.infinity
+    let others = [UInt64](repeating: 1, count: cold / 8)
     try withArguments(compiled) { (arguments) throws(ApusError) in
       let limit = Clock.seconds + effort
       for run in 0..<12 {
+        Self.read(others)
         let start = Clock.seconds
         try compiled.kernel.launch(arguments, on: stream)
         try stream.synchronize()
@@ -186,6 +202,13 @@ final class KernelBench {
       }
     }
     return shortest
+  }
+
+  /// Brings memory into the caches, a line at a time.
+  @inline(never) private static func read(_ words: [UInt64]) {
+    var sum: UInt64 = 0
+    for index in stride(from: 0, to: words.count, by: 8) { sum &+= words[index] }
+    precondition(words.isEmpty || sum > 0, "every word is one")
   }
 
   private func memory(of constant: Tensor, _ index: Int, _ layout: PackedLayout) throws(ApusError)

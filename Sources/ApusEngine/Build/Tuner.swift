@@ -16,6 +16,8 @@ struct Tuner {
   let workspaceLimit: Int?
   /// The clock value after which nothing more is measured.
   let deadline: Double
+  /// Bytes of all the network's weights.
+  let weightByteCount: Int
 
   /// How many candidates each level measures.
   private var candidateLimit: Int { [1, 3, 5, 8, 16, .max][max(0, min(5, level))] }
@@ -47,18 +49,23 @@ struct Tuner {
       report.measurements = entry.measurements.map { ($0.id, $0.seconds) }
       return Outcome(choice: choice, report: report, timed: 0)
     }
-    if let limit = workspaceLimit { try applyWorkspaceLimit(limit, problem, &choices, &report, node) }
-    guard let first = choices.first else { _ = try library.choose(problem); throw noChoice(problem) }
-    var best: (choice: TacticChoice, seconds: Double)?
+    if let limit = workspaceLimit {
+      try applyWorkspaceLimit(limit, problem, &choices, &report, node)
+    }
+    guard let first = choices.first else {
+      _ = try library.choose(problem); throw noChoice(problem)
+    }
+    var best: Candidate?
     var timed = 0
     if level > 0 {
       let bench = try KernelBench(problem: problem, library: library)
+      var measured: [Candidate] = []
       for choice in preselected(choices, problem) {
         if best != nil && Clock.seconds > deadline { break }
         do {
           // Nothing to choose; what takes problems alone is the reference itself.
           if choices.count == 1 && choice.tactic.source == "portable" {
-            best = (choice, 0)
+            best = Candidate(choice: choice, seconds: 0)
             break
           }
           // The portable tactic is the reference itself and only ever a last resort.
@@ -70,7 +77,7 @@ struct Tuner {
             continue
           }
           if choices.count == 1 {
-            best = (choice, 0)
+            best = Candidate(choice: choice, seconds: 0)
             break
           }
           let seconds = try bench.measure(
@@ -78,13 +85,17 @@ struct Tuner {
           timed += 1
           report.measurements.append((choice.id, seconds))
           Log.debug(4, "\(choice.id) \(seconds * 1e6) us for \(problem.key)")
-          if seconds < best?.seconds ?? .infinity { best = (choice, seconds) }
-        } catch where error.code == .resourceLimit || error.code == .notYetSupported
+          let candidate = Candidate(choice: choice, seconds: seconds)
+          measured.append(candidate)
+          if seconds < best?.seconds ?? .infinity { best = candidate }
+        } catch
+          where error.code == .resourceLimit || error.code == .notYetSupported
           || error.code == .execution
         {
           report.refusals.append((choice.id, error.message))
         }
       }
+      best = try best.map { found throws(ApusError) in try runOff(found, measured, problem, bench) }
     }
     let choice = best?.choice ?? fallback(choices, report) ?? first
     report.winner = choice.id
@@ -96,6 +107,51 @@ struct Tuner {
         problem: problem.key, device: device)
     }
     return Outcome(choice: choice, report: report, timed: timed)
+  }
+
+  private struct Candidate {
+    var choice: TacticChoice
+    var seconds: Double
+  }
+
+  /// Decides between the fastest candidate and the fastest one whose form of the weights is much smaller.
+  /// Measured one after the other they find their weights in cache; in a network those of the other
+  /// layers pass through it in between.
+  private func runOff(
+    _ best: Candidate, _ measured: [Candidate], _ problem: Problem, _ bench: KernelBench
+  ) throws(ApusError) -> Candidate {
+    let bytes = packedBytes(best.choice, problem)
+    let rival = measured.filter { packedBytes($0.choice, problem) <= bytes / 2 }
+      .min { $0.seconds < $1.seconds }
+    guard bytes > Self.cachedWeights, let rival, rival.seconds < 3 * best.seconds else {
+      return best
+    }
+    // Forms for kernels are larger than what they come from.
+    let others = min(Self.mostOtherWeights, 2 * weightByteCount)
+    var seconds: [Double] = []
+    for candidate in [best, rival] {
+      seconds.append(
+        try bench.measure(
+          library.compile(candidate.choice, problem), best: nil, effort: level > 1 ? 0.02 : 0.005,
+          cold: others))
+    }
+    Log.debug(4, "out of cache: \(best.choice.id) \(seconds[0]), \(rival.choice.id) \(seconds[1])")
+    return seconds[1] < seconds[0] ? rival : best
+  }
+
+  /// Weights of this size stay in a second-level cache, or are read again quickly.
+  private static let cachedWeights = 512 << 10
+
+  /// More than this is as good as no cache.
+  private static let mostOtherWeights = 64 << 20
+
+  /// Bytes of constants as a candidate wants them.
+  private func packedBytes(_ choice: TacticChoice, _ problem: Problem) -> Int {
+    choice.tactic.packing(problem, choice.configuration).reduce(0) { sum, entry in
+      guard let type = problem.inputs[entry.key]?.dataType else { return sum }
+      let stored = entry.value.storedType(type)
+      return sum + (stored.byteCount(of: entry.value.elementCount) ?? 0)
+    }
   }
 
   /// The best estimated candidates, those with the same packing together, always with the portable
@@ -110,7 +166,9 @@ struct Tuner {
     let best = Array(fast.prefix(limit))
     let packings = best.map { $0.tactic.packing(problem, $0.configuration) }
     let order = best.indices.sorted { a, b in
-      let (first, second) = (packings.firstIndex(of: packings[a]), packings.firstIndex(of: packings[b]))
+      let (first, second) = (
+        packings.firstIndex(of: packings[a]), packings.firstIndex(of: packings[b])
+      )
       return (first ?? 0, a) < (second ?? 0, b)
     }
     return order.map { best[$0] } + slow
@@ -139,7 +197,8 @@ struct Tuner {
       if need <= limit {
         fitting.append(choice)
       } else {
-        report.refusals.append((choice.id, "needs \(need) bytes of workspace, allowed are \(limit)"))
+        report.refusals.append(
+          (choice.id, "needs \(need) bytes of workspace, allowed are \(limit)"))
       }
     }
     guard !fitting.isEmpty else {

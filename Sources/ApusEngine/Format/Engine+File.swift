@@ -193,6 +193,12 @@ extension Engine {
   }
 
   private static func checkedElements(_ packing: PackedLayout) throws(ApusError) -> Int {
-    try Tensor.checkedCount([packing.batch, packing.panelCount, packing.storedRows, packing.width])
+    // Sizes of transformed weights are below 2^31, so the scales behind the panels do not overflow.
+    let panels = try Tensor.checkedCount([
+      packing.batch, packing.panelCount, packing.storedRows, packing.width,
+    ])
+    let (count, overflow) = panels.addingReportingOverflow(packing.scaleElementCount)
+    guard !overflow else { throw EngineFile.damaged("packed weights are too large") }
+    return count
   }
 }

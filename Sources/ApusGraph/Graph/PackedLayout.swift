@@ -17,7 +17,9 @@ import ApusTensor
 /// place in a convolution's window) is then filled up with zeros to a multiple of n.
 ///
 /// With `winograd` m, the dense tensor is `[3, 3, rows, columns]`, and what is stored are the
-/// `(m + 2)^2` matrices of its `WinogradWeights`, as `storedType`.
+/// `(m + 2)^2` matrices of its `WinogradWeights`, as `storedType`. With `exactRun`, a dense tensor of bytes
+/// is stored as 16-bit integers, `ScaledWeights`. Behind the panels follow numbers of single precision: the
+/// scales, one for every column of every matrix, and the sums of the bytes of each column.
 public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   /// The number of independent matrices.
   public var batch: Int
@@ -33,6 +35,9 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   public var segment: Int
   /// The size of the results of Winograd's transform; 0 without one.
   public var winograd: Int
+  /// How many products of transformed integers in a row are summed in 32 bits; 0 where the stored
+  /// elements are no scaled integers.
+  public var exactRun = 0
 
   /// Creates a layout; without `segment`, all rows are one.
   public init(
@@ -50,16 +55,20 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   }
 
   /// The order of weights for results of `m` x `m`.
-  public init(winograd m: Int, rows: Int, columns: Int, width: Int, interleave: Int = 1) {
+  public init(
+    winograd m: Int, rows: Int, columns: Int, width: Int, interleave: Int = 1, exactRun: Int = 0
+  ) {
     self.init(
       batch: (m + 2) * (m + 2), rows: rows, columns: columns, width: width, interleave: interleave,
       winograd: m)
+    self.exactRun = exactRun
   }
 
   /// The type of the stored elements of a tensor: transformed weights are multiplied in single
   /// precision unless they are side by side for instructions on narrow ones, or widened when read.
   public func storedType(_ type: DataType) -> DataType {
-    winograd > 0 && interleave == 1 && type != .float16 ? .float32 : type
+    if exactRun > 0 { return .int16 }
+    return winograd > 0 && interleave == 1 && type != .float16 ? .float32 : type
   }
 
   /// The number of panels of each matrix.
@@ -74,11 +83,18 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   private var denseCount: Int { (winograd > 0 ? 9 : batch) * rows * columns }
 
   /// The number of stored elements.
-  public var elementCount: Int { batch * panelCount * storedRows * width }
+  public var elementCount: Int { panelElementCount + scaleElementCount }
+
+  /// The number of elements in panels.
+  public var panelElementCount: Int { batch * panelCount * storedRows * width }
+
+  /// The number of 16-bit elements that the scales and sums behind the panels take.
+  public var scaleElementCount: Int { exactRun > 0 ? 2 * (batch + 1) * columns : 0 }
 
   public var description: String {
     if winograd > 0 {
-      let side = interleave == 1 ? "" : ", \(interleave)"
+      let side =
+        exactRun > 0 ? ", \(interleave), \(exactRun)" : interleave == 1 ? "" : ", \(interleave)"
       return "winograd[\(winograd), \(rows), \(columns), \(width)\(side)]"
     }
     return interleave == 1
@@ -91,10 +107,11 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   /// - Throws: `invalid-argument` when the tensor has another number of elements.
   public func pack(_ tensor: Tensor) throws(ApusError) -> Tensor {
     guard tensor.count == denseCount, !tensor.dataType.isPacked,
-      winograd == 0 || [.float32, .float16, .bfloat16].contains(tensor.dataType)
+      winograd == 0 || transformedTypes.contains(tensor.dataType)
     else {
       throw ApusError(.invalidArgument, "\(tensor.type) cannot be packed as \(self)")
     }
+    if exactRun > 0 { return try packScaled(tensor) }
     let tensor =
       winograd == 0
       ? tensor
@@ -125,9 +142,45 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
         from: packed.bytes.baseAddress! + stored, byteCount: count)
     }
     guard winograd > 0 else { return result }
+    if exactRun > 0 {
+      let start = 2 * panelElementCount
+      let scales = UnsafeRawBufferPointer(
+        rebasing: packed.bytes[start..<(start + 4 * batch * columns)])
+      let scaled = ScaledWeights(integers: dense, scales: scales)
+      WinogradWeights.restore(
+        try scaled.numbers(), m: winograd, channels: rows, outputs: columns, into: result)
+      return try Tensor(result.doubles().map { $0.rounded() }, type, shape: shape)
+    }
     WinogradWeights.restore(
-      try dense.converted(to: .float32), m: winograd, channels: rows, outputs: columns, into: result)
+      try dense.converted(to: .float32), m: winograd, channels: rows, outputs: columns, into: result
+    )
     return try result.converted(to: type)
+  }
+
+  private var transformedTypes: [DataType] {
+    exactRun > 0 ? [.int8] : [.float32, .float16, .bfloat16]
+  }
+
+  /// Packs weights of bytes as scaled integers, then the scales and the sums.
+  private func packScaled(_ tensor: Tensor) throws(ApusError) -> Tensor {
+    let scaled = try ScaledWeights(
+      WinogradWeights.transform(
+        tensor.converted(to: .float32), m: winograd, channels: rows, outputs: columns),
+      m: winograd, run: exactRun)
+    let packed = try Tensor(.int16, shape: [elementCount])
+    guard let target = packed.mutableBytes.baseAddress,
+      let source = scaled.integers.bytes.baseAddress
+    else { return packed }
+    walk(2) { dense, stored, count in
+      (target + stored).copyMemory(from: source + dense, byteCount: count)
+    }
+    var sums = [Int64](repeating: 0, count: columns)
+    for (index, weight) in tensor.integers().enumerated() { sums[index % columns] += weight }
+    (scaled.scales + sums.map(Float.init)).withUnsafeBytes { numbers in
+      UnsafeMutableRawBufferPointer(rebasing: packed.mutableBytes[(2 * panelElementCount)...])
+        .copyMemory(from: numbers)
+    }
+    return packed
   }
 
   /// Calls `body(denseByteOffset, storedByteOffset, byteCount)` for every run of a panel row.

@@ -28,6 +28,18 @@ public enum WinogradWeights {
     )
   }
 
+  /// The largest magnitude that the transform of bytes, `B^T d B`, can have in each place.
+  static func largestInputs(_ m: Int) -> [Int] {
+    // The sums of the positive and of the negative factors of each row of `B^T`.
+    let rows =
+      m == 2
+      ? [(1, 1), (2, 0), (1, 1), (1, 1)]
+      : [(5, 5), (2, 8), (5, 5), (3, 3), (3, 3), (5, 5)]
+    return rows.flatMap { a in
+      rows.map { b in 255 * max(a.0 * b.0 + a.1 * b.1, a.0 * b.1 + a.1 * b.0) }
+    }
+  }
+
   /// How far apart elements lie along the places of a matrix, and from one channel to the next.
   private struct Strides {
     var place: Int

@@ -110,12 +110,13 @@ public struct TextReader {
   private mutating func readPacking() throws(ApusError) -> PackedLayout {
     if lexer.take(word: "winograd") {
       let sizes = try readInts()
-      guard sizes.count == 4 || sizes.count == 5, sizes.allSatisfy({ $0 > 0 && $0 < 1 << 31 }),
-        WinogradWeights.resultSizes.contains(sizes[0]), sizes.count == 4 || sizes[4] <= 64
+      guard 4...6 ~= sizes.count, sizes.allSatisfy({ $0 > 0 && $0 < 1 << 31 }),
+        WinogradWeights.resultSizes.contains(sizes[0]), sizes.count < 5 || sizes[4] <= 64,
+        sizes.count < 6 || sizes[5] <= ScaledWeights.longestRun
       else { throw lexer.error("bad sizes of transformed weights \(sizes)") }
       return PackedLayout(
         winograd: sizes[0], rows: sizes[1], columns: sizes[2], width: sizes[3],
-        interleave: sizes.count == 5 ? sizes[4] : 1)
+        interleave: sizes.count > 4 ? sizes[4] : 1, exactRun: sizes.count > 5 ? sizes[5] : 0)
     }
     try lexer.expect(word: "panels")
     let sizes = try readInts()

@@ -5,8 +5,11 @@ import ApusBase
 import ApusGraph
 import ApusKernel
 
-/// A 3x3 convolution of numbers of single precision or of type `bfloat16` by Winograd's minimal
+/// A 3x3 convolution of numbers of single precision, of type `bfloat16` or of bytes by Winograd's minimal
 /// filtering: fewer multiplications for more memory traffic and larger weights.
+///
+/// The sums of bytes are not exact (see `WinogradPlan`). Results that are rounded to bytes hardly show it:
+/// few differ, by one step, which is what `KernelBench` allows. Others must be exact, so they are refused.
 struct WinogradTactic: Tactic {
   let name = "cpu.conv.f32.winograd"
   let source = "jit"
@@ -17,15 +20,20 @@ struct WinogradTactic: Tactic {
     switch ConvProblem.read(problem) {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
-      guard conv.types.kind != .int8 else { return .no(because: "products of bytes are exact") }
+      if conv.types.kind == .int8 {
+        guard isa == .avx512 else { return .no(because: "no 16-bit products without AVX-512") }
+        guard conv.types.result.bitWidth == 8 else {
+          return .no(because: "sums of bytes that are not rounded to bytes must be exact")
+        }
+      }
       guard conv.types.kind != .bfloat16 || conv.shape.inChannels % 2 == 0 else {
         return .no(because: "an odd number of channels")
       }
-      guard WinogradPlan.takes(conv.shape) else {
+      guard WinogradPlan.takes(conv.shape, conv.types.kind) else {
         return .no(because: "not 3x3 with steps of one and eight channels or more")
       }
       let needed = try? ExpressionEmitter.registersNeeded(
-        conv.anchored.epilogue, isa: isa, types: [.float32] + conv.types.operands,
+        conv.anchored.epilogue, isa: isa, types: [conv.types.kind.sumType] + conv.types.operands,
         result: conv.types.result)
       guard let needed, needed <= WinogradKernel.epilogueRegisters(isa, m: 4) else {
         return .no(because: "the epilogue needs too many registers")
@@ -39,14 +47,23 @@ struct WinogradTactic: Tactic {
     // Weights packed for other sizes of the same model are read as they are.
     let stored = problem.inputs[1]?.packing
     var result: [TacticConfiguration] = []
-    // Twice rounded, the larger transform is too far from the weights.
-    for m in conv.types.kind == .float16Weights ? [2] : [4, 2] {
+    for m in Self.sizes(conv.types.kind) {
       let tile = Self.tile(conv.shape, m: m, width: stored?.width, isa: isa)
-      for kilobytes in [640, 4096] {
+      for kilobytes in conv.types.kind == .int8 ? [640, 1536, 4096] : [640, 4096] {
         result.append(["m": m, "mr": tile.rows, "nv": tile.vectors, "kb": kilobytes])
       }
     }
     return result
+  }
+
+  private static func sizes(_ kind: ProductKind) -> [Int] {
+    switch kind {
+    // Twice rounded, the larger transform is too far from the weights.
+    case .float16Weights: [2]
+    // 16-bit products cost twice as much, which the smaller transform does not make up for.
+    case .int8: [4]
+    default: [4, 2]
+    }
   }
 
   private static func tile(_ shape: ConvShape, m: Int, width: Int?, isa: ISA) -> GemmTile {
@@ -62,11 +79,12 @@ struct WinogradTactic: Tactic {
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
     guard case .success(let conv) = ConvProblem.read(problem) else { return [:] }
     let m = configuration["m"] ?? 4
+    let product = WinogradPlan.products(conv.types.kind, m: m)
     return [
       1: PackedLayout(
         winograd: m, rows: conv.shape.inChannels, columns: conv.shape.outChannels,
-        width: GemmTile(configuration).columns(isa),
-        interleave: WinogradPlan.products(conv.types.kind, m: m).interleave)
+        width: GemmTile(configuration).columns(isa), interleave: product.interleave,
+        exactRun: product == .int16 ? WinogradPlan.exactRun : 0)
     ]
   }
 
@@ -76,13 +94,14 @@ struct WinogradTactic: Tactic {
     let m = configuration["m"] ?? 4
     let places = Double((m + 2) * (m + 2))
     let tiles = Self.tileCount(shape, m: m)
-    let side = WinogradPlan.products(conv.types.kind, m: m).interleave
+    let product = WinogradPlan.products(conv.types.kind, m: m)
+    let words = shape.inChannels / product.interleave
     let products = GemmEstimate.seconds(
-      rows: tiles, columns: shape.outChannels, depth: shape.inChannels / side,
-      stride: shape.inChannels / side + 16, tile: GemmTile(configuration), isa: isa)
+      rows: tiles, columns: shape.outChannels, depth: words, stride: words + 16,
+      tile: GemmTile(configuration), isa: isa)
     let elements = places * Double(tiles) * Double(shape.inChannels + shape.outChannels)
     // Written and read again, and what the transforms themselves take; then the weights.
-    let weights = places * Double(shape.inChannels * shape.outChannels)
+    let weights = places * Double(words * shape.outChannels)
     return places * products * 1.1 + elements * 0.25e-9 + weights * 0.1e-9
       + (configuration["kb"] == 640 ? 0 : 1e-9)
   }
@@ -96,7 +115,7 @@ struct WinogradTactic: Tactic {
     let plan = try WinogradPlan(
       conv.shape, m: configuration["m"] ?? 4, tile: GemmTile(configuration),
       blockBytes: (configuration["kb"] ?? 640) * 1024, isa: isa, epilogue: conv.anchored.epilogue,
-      operands: conv.anchored.extras, types: conv.types)
+      operands: conv.anchored.extras, types: conv.types, padValue: conv.padValue)
     return WinogradTacticKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }

@@ -4,6 +4,7 @@
 import ApusBase
 import ApusKernel
 import ApusTensor
+import CApusShims
 import Synchronization
 
 /// The CPU: addresses are host pointers, streams run kernels at once on the calling thread and the
@@ -56,6 +57,11 @@ public final class CPUBackend: Backend {
     ) {
       withExtendedLifetime(storage) {}
     }
+  }
+
+  public func evict(_ memory: DeviceMemory) {
+    guard let start = UnsafeRawPointer(bitPattern: UInt(memory.address.bits)) else { return }
+    apus_evict(start, memory.byteCount)
   }
 
   private func address(_ pointer: UnsafeRawPointer) -> DeviceAddress {

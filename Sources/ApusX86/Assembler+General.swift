@@ -195,6 +195,9 @@ extension Assembler {
   package func prefetcht0(_ address: Address) {
     general(wide: false, [0x0F, 0x18], reg: 1, .memory(address))
   }
+  package func prefetcht1(_ address: Address) {
+    general(wide: false, [0x0F, 0x18], reg: 2, .memory(address))
+  }
 
   // MARK: Control
 

@@ -36,6 +36,23 @@ uint64_t apus_xgetbv0(void) {
 }
 
 void apus_cpu_relax(void) { __builtin_ia32_pause(); }
+
+__attribute__((target("clflushopt"))) static void flush_optimized(const char *line, const char *end) {
+  for (; line < end; line += 64) __builtin_ia32_clflushopt(line);
+  __builtin_ia32_sfence();
+}
+
+void apus_evict(const void *start, size_t count) {
+  const char *end = (const char *)start + count;
+  const char *line = (const char *)((uintptr_t)start & ~(uintptr_t)63);
+  uint32_t regs[4];
+  apus_cpuid(7, 0, regs);
+  if (regs[1] & (1u << 23)) {
+    flush_optimized(line, end);
+  } else {
+    for (; line < end; line += 64) __builtin_ia32_clflush(line);
+  }
+}
 #else
 void apus_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]) {
   (void)leaf;
@@ -46,4 +63,9 @@ void apus_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]) {
 uint64_t apus_xgetbv0(void) { return 0; }
 
 void apus_cpu_relax(void) {}
+
+void apus_evict(const void *start, size_t count) {
+  (void)start;
+  (void)count;
+}
 #endif

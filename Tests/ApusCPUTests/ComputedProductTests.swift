@@ -43,7 +43,7 @@ struct ComputedProductTests {
     shape.rightZero = op.rightZero
     shape.rightIsUnsigned = b.dataType == .uint8
     let kind: ProductKind = a.dataType.isInteger ? .int8 : .bfloat16
-    for tile in GemmTile.candidates(.avx512, kind) {
+    for tile in GemmTile.candidates(.avx512) {
       let plan = try ComputedProductPlan(shape, tile: tile, types: ProductTypes(kind))
       let c = try GuardedTensor(Tensor(kind.sumType, shape: want.shape))
       let scratch = GuardedBuffer(count: (plan.workspaceByteCount + 3) / 4)

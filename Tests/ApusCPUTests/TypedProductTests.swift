@@ -57,7 +57,7 @@ struct TypedProductTests {
       let a = try GuardedTensor(integers(.uint8, [m, k]))
       let b = try integers(.int8, [k, n])
       let want = reference(a.tensor, b)
-      for tile in [nil] + GemmTile.candidates(.avx512, .int8).map(Optional.some) {
+      for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
         let plan = try GemmPlan(
           m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
           types: ProductTypes(.int8))
@@ -88,7 +88,7 @@ struct TypedProductTests {
       for (type, zero) in [(DataType.uint8, 0), (.uint8, 17), (.int8, 0), (.int8, -9)] {
         let quantization = ScalarQuantization(
           steps: .max(.const(0), sum + residual) / .const(0.125), zeroPoint: zero, type: type)
-        for tile in [nil] + GemmTile.candidates(.avx512, .int8).map(Optional.some) {
+        for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
           let plan = try GemmPlan(
             m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
             epilogue: quantization.expression, operands: [.perColumn, .perColumn, .full],
@@ -130,7 +130,7 @@ struct TypedProductTests {
       let (biases, others) = (bias.tensor.doubles(), other.tensor.doubles())
       let y = ScalarExpr.max(.const(0), .input(0) + .input(1) + .cast(.input(2), .float32))
       for result in [DataType.float32, .bfloat16] {
-        for tile in [nil] + GemmTile.candidates(.avx512, .bfloat16).map(Optional.some) {
+        for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
           let plan = try GemmPlan(
             m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
             epilogue: result == .float32 ? y : .cast(y, result), operands: [.perColumn, .full],
@@ -183,7 +183,7 @@ struct TypedProductTests {
       let columnSums = (0..<s.outChannels).map { column in
         (0..<depth).reduce(0.0) { $0 + values[$1 * s.outChannels + column] }
       }
-      for tile in [nil] + GemmTile.candidates(.avx512, .int8).map(Optional.some) {
+      for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
         let plan = try ConvPlan(
           s, tile: tile, isa: .avx512, types: ProductTypes(.int8), padValue: zero)
         let packed = try GuardedTensor(

@@ -62,6 +62,7 @@ private let generalCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("pop r15", { $0.pop(.r15) }),
   ("ret", { $0.ret() }),
   ("prefetcht0 [r9+64]", { $0.prefetcht0(at(.r9, 64)) }),
+  ("prefetcht1 [r9+64]", { $0.prefetcht1(at(.r9, 64)) }),
   ("vzeroupper", { $0.vzeroupper() }),
 ]
 

@@ -47,6 +47,7 @@ let goldenBytes: [String: String] = [
   "pop r15": "415f",
   "ret": "c3",
   "prefetcht0 [r9+64]": "410f184940",
+  "prefetcht1 [r9+64]": "410f185140",
   "vzeroupper": "c5f877",
   "mov rax, QWORD PTR [rsp]": "488b0424",
   "mov rax, QWORD PTR [rbp]": "488b4500",

@@ -61,7 +61,7 @@ package final class ConvPlan: Sendable {
       && shape.strideWidth == 1 && !padded && shape.outHeight == height && shape.outWidth == width
     let run = linear ? shape.batch * height * width : shape.outWidth
     let stride = shape.strideWidth * pixel / 4
-    let tile = tile ?? GemmTile.choose(run: run, n: groupOutputs, stride: stride, isa: isa, kind: types.kind)
+    let tile = tile ?? GemmTile.choose(run: run, n: groupOutputs, stride: stride, isa: isa)
     self.tile = tile
     nr = tile.columns(isa)
 

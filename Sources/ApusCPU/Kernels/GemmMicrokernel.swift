@@ -75,8 +75,8 @@ package struct MicrokernelShape: Hashable, Sendable {
   package var resultType: DataType
   package var kind: ProductKind
   package var isa: ISA
-  /// Whether elements of A are read as embedded broadcasts instead of into a register first.
-  package var embedsBroadcast: Bool
+  /// Cache lines that every word of K fetches from where the caller says B goes on.
+  package var linesAhead = 0
   /// Integers to be added to the sums of each row, and of each column.
   package var terms = SumTerms()
 }
@@ -104,7 +104,9 @@ package final class Microkernel: Sendable {
     /// Addresses of the terms of the tile's rows and columns; the latter fill whole vectors.
     package static let rowTerms = 7
     package static let columnTerms = 8
-    package static let operands = 9
+    /// Where the lines lie that will be needed after this call.
+    package static let ahead = 9
+    package static let operands = 10
   }
   /// Start from what C holds instead of zero.
   package static let accumulate = 1
@@ -147,8 +149,7 @@ struct MicrokernelGenerator {
     let count = rows * shape.vectors
     let masksLanes =
       shape.masksB && shape.isa == .avx2 && shape.lastColumns != shape.isa.lanes
-    let needed =
-      count + shape.vectors + (shape.embedsBroadcast ? 0 : 1) + (masksLanes ? 1 : 0)
+    let needed = count + shape.vectors + 1 + (masksLanes ? 1 : 0)
     guard isa != .portable, rows > 0, shape.vectors > 0, needed <= isa.registerCount,
       !shape.masksB || shape.kind != .float16Weights
     else {
@@ -188,6 +189,7 @@ struct MicrokernelGenerator {
     if let tail, shape.masksB {
       a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
     }
+    if shape.linesAhead > 0 { a.mov(.r9, argument(Microkernel.Argument.ahead)) }
     startSums()
     let batch = a.here()
     a.mov(.rax, argument(Microkernel.Argument.a))
@@ -239,7 +241,8 @@ struct MicrokernelGenerator {
     }
   }
 
-  /// The loop over K: four steps at a time, then single steps. rax walks A, rbx walks B.
+  /// The loop over K: four steps at a time, then single steps. rax walks A, rbx walks B, r9 what comes
+  /// behind it.
   private func reduce() {
     let unroll = 4
     let single = a.label()
@@ -252,6 +255,7 @@ struct MicrokernelGenerator {
     for step in 0..<unroll { self.step(step) }
     a.add(.rax, 4 * unroll)
     a.add(.rbx, panelBytes * unroll)
+    if shape.linesAhead > 0 { a.add(.r9, 64 * shape.linesAhead * unroll) }
     a.sub(.rdx, unroll)
     a.j(.greaterOrEqual, loop)
     a.bind(single)
@@ -261,14 +265,11 @@ struct MicrokernelGenerator {
     self.step(0)
     a.add(.rax, 4)
     a.add(.rbx, panelBytes)
+    if shape.linesAhead > 0 { a.add(.r9, 64 * shape.linesAhead) }
     a.dec(.rdx)
     a.j(.notEqual, remainder)
     a.bind(done)
   }
-
-  /// How many words of K ahead of their use columns of B are fetched: for 16-bit integers a whole block
-  /// of K (`WinogradPlan.exactRun`), which all tiles of the block before it have time to wait for.
-  private var prefetchSteps: Int { shape.kind == .int16 ? 32 : 16 }
 
   /// One word of K: every accumulator gets one multiply-add.
   private func step(_ k: Int) {
@@ -284,32 +285,19 @@ struct MicrokernelGenerator {
       } else {
         a.loadTail(column, place, shape.masksB ? tail(index) : nil)
       }
-      // Panels are read once from start to end, across pages, where the hardware does not look ahead.
-      if !shape.masksB && index * vectorBytes % 64 == 0 {
-        a.prefetcht0(place.offset(prefetchSteps * panelBytes))
-      }
+    }
+    // What is read next comes from beyond the caches, across pages, where the hardware does not look.
+    for line in 0..<shape.linesAhead {
+      a.prefetcht1(Address(.r9, 64 * (k * shape.linesAhead + line)))
     }
     for row in 0..<rows {
       let element = Address(.rax, shape.rowOffsets[row] + 4 * k)
-      if shape.embedsBroadcast {
-        for (index, column) in columns.enumerated() {
-          multiplyAdd(accumulators[row][index], column, element.broadcasting)
-        }
-      } else {
-        let factor = spare[row % spare.count]
-        a.vbroadcastss(factor, element)
-        for (index, column) in columns.enumerated() {
-          multiplyAdd(accumulators[row][index], column, factor)
-        }
+      // An operand that is broadcast in each multiply-add would take as many loads as there are of these.
+      let factor = spare[row % spare.count]
+      a.vbroadcastss(factor, element)
+      for (index, column) in columns.enumerated() {
+        multiplyAdd(accumulators[row][index], column, factor)
       }
-    }
-  }
-
-  private func multiplyAdd(_ sum: Vec, _ column: Vec, _ factor: Address) {
-    switch shape.kind {
-    case .bfloat16: a.vdpbf16ps(sum, column, factor)
-    case .int16: a.vpdpwssd(sum, column, factor)
-    default: a.vfmadd231ps(sum, column, factor)
     }
   }
 

@@ -70,7 +70,7 @@ package final class GemmPlan: Sendable {
       ? nil : RowFilling(rows: m, from: lda * elementBytes, used: k * elementBytes, to: words * 4)
     let rowBytes = rows?.to ?? lda * elementBytes
     workspaceByteCount = rows.map { $0.rows * $0.to } ?? 0
-    var tile = tile ?? GemmTile.choose(run: m, n: n, stride: rowBytes / 4, isa: isa, kind: types.kind)
+    var tile = tile ?? GemmTile.choose(run: m, n: n, stride: rowBytes / 4, isa: isa)
     if ldb != nil && isa == .avx2 {
       // The lanes of B's last columns take a register.
       tile.rows = max(1, min(tile.rows, (isa.registerCount - 2 - tile.vectors) / tile.vectors))

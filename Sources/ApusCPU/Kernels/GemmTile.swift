@@ -20,15 +20,11 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   package func columns(_ isa: ISA) -> Int { vectors * isa.lanes }
 
   /// The tiles worth timing, each with as many rows as the registers hold.
-  package static func candidates(_ isa: ISA, _ kind: ProductKind = .float32) -> [GemmTile] {
+  package static func candidates(_ isa: ISA) -> [GemmTile] {
     let shapes =
       isa == .avx512
-      ? [(7, 4), (9, 3), (14, 2), (28, 1), (4, 6), (2, 8)] : [(6, 2), (4, 3), (12, 1), (2, 4)]
-    return shapes.map { rows, vectors in
-      // Bytes of A are multiplied from a register of their own.
-      let free = isa.registerCount - vectors - (kind == .int8 ? 1 : 0)
-      return GemmTile(rows: min(rows, free / vectors), vectors: vectors)
-    }
+      ? [(6, 4), (9, 3), (14, 2), (28, 1), (4, 6), (2, 8)] : [(6, 2), (4, 3), (12, 1), (2, 4)]
+    return shapes.map { GemmTile(rows: $0, vectors: $1) }
   }
 
   /// The share of the peak that this tile reaches for `n` columns and rows that come in runs of `run`
@@ -40,14 +36,14 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
     let height = Double(run) / Double(tiles)
     // Columns in use, averaged over the panels.
     let columns = Double(used) / Double((used + vectors - 1) / vectors)
-    // Accumulators enough to cover the latency of a multiply-add; loads of B per multiply-add fall
-    // with the rows, loads of A with the columns.
-    let inFlight = isa == .avx512 ? 6.0 : 10.0
-    let loads = isa == .avx512 ? 1 / (1 + 0.3 / height) : 1 / (0.5 / height + 0.5 / columns + 0.5)
+    // Accumulators enough to cover the latency of a multiply-add; every row and every vector of columns
+    // is a load, of which there are as many at a time as multiply-adds.
+    let inFlight = isa == .avx512 ? 8.0 : 10.0
+    let loads = isa == .avx512 ? height * columns / (height + columns) : 1 / (0.5 / height + 0.5 / columns + 0.5)
     var result = min(1, height * columns / inFlight) * min(1, loads)
-    result *= 1 + 0.002 * (height * columns - 28)
-    // Many rows touch many pages and cache sets at once.
-    result *= 1 - 0.003 * max(0, height - 7)
+    result *= 1 + 0.002 * (height * columns - 24)
+    // Many rows touch many pages and cache sets at once, and narrow panels are read more often.
+    result *= 1 - 0.006 * max(0, height - 6)
     return height > Double(Self.rowLimit(stride: stride)) ? result * 0.5 : result
   }
 
@@ -61,12 +57,12 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   /// The most efficient tile of the candidates, its rows limited by the cache; with a `width`, of
   /// those that read panels of so many columns.
   package static func choose(
-    run: Int, n: Int, stride: Int, isa: ISA, kind: ProductKind = .float32, width: Int? = nil
+    run: Int, n: Int, stride: Int, isa: ISA, width: Int? = nil
   ) -> GemmTile {
     let used = (n + isa.lanes - 1) / isa.lanes
     var best = GemmTile(rows: 1, vectors: 1)
     var bestScore = -1.0
-    for candidate in candidates(isa, kind) {
+    for candidate in candidates(isa) {
       let tile = GemmTile(
         rows: min(candidate.rows, rowLimit(stride: stride)), vectors: min(used, candidate.vectors))
       if let width, tile.columns(isa) != width { continue }

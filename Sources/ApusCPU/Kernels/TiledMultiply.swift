@@ -81,6 +81,9 @@ package final class TiledMultiply: Sendable {
     package var groups = [Group()]
     /// Terms lie one after the other for the rows, and the columns of whole panels, of all groups.
     package var terms = SumTerms()
+
+    /// Columns of a panel.
+    var nr: Int { vectors * isa.lanes }
   }
 
   /// Where the terms of a run start.
@@ -105,71 +108,83 @@ package final class TiledMultiply: Sendable {
   /// One kernel for each pattern, then one for each pattern's last panel.
   private let kernels: [Microkernel]
   private let panels: Int
-  private let tilesPerBlock: Int
-  private let blocksOfRows: Int
-  private let panelsPerTask: Int
-  private let panelTasks: Int
+  private let tasks: Tasks
+  /// Bytes of a word of K in a panel, and lines fetched ahead for each.
+  private let panelBytes: Int
+  private let linesAhead: Int
   private let offsets: OffsetTable
   private let operandBytes: [Int]
 
   package init(_ plan: Plan) throws(ApusError) {
     self.plan = plan
+    guard plan.blocks.count == 1 || plan.types.result == plan.types.kind.sumType else {
+      throw ApusError(.internalError, "sums cannot be kept in \(plan.types.result)")
+    }
+    panels = (plan.n + plan.nr - 1) / plan.nr
+    tasks = Tasks(plan, panels: panels)
+    offsets = OffsetTable(plan.offsets)
+    operandBytes = plan.types.operands.map(ElementAccess.byteCount)
+    panelBytes = plan.types.kind.columnBytes * (plan.ldb ?? plan.nr)
+    let lines = (panelBytes + 63) / 64
+    linesAhead = plan.ldb != nil ? 0 : (lines + tasks.tilesPerBlock - 1) / tasks.tilesPerBlock
     let lanes = plan.isa.lanes
-    let nr = plan.vectors * lanes
-    panels = (plan.n + nr - 1) / nr
-    let lastColumns = plan.n - (panels - 1) * nr
+    let lastColumns = plan.n - (panels - 1) * plan.nr
     var kernels: [Microkernel] = []
     for last in [false, true] {
       if !last && panels == 1 { continue }
       for pattern in plan.patterns {
-        let columns = last ? lastColumns : nr
+        let columns = last ? lastColumns : plan.nr
         kernels.append(
           try Microkernel(
             MicrokernelShape(
               rowOffsets: pattern, vectors: (columns + lanes - 1) / lanes,
-              panelBytes: plan.types.kind.columnBytes * (plan.ldb ?? nr), masksB: plan.ldb != nil,
+              panelBytes: panelBytes, masksB: plan.ldb != nil,
               lastColumns: (columns - 1) % lanes + 1, rowStrideOfC: plan.ldc,
               epilogue: plan.epilogue, operands: plan.operands,
               operandTypes: plan.types.operands, resultType: plan.types.result,
-              kind: plan.types.kind, isa: plan.isa,
-              embedsBroadcast: plan.isa == .avx512 && plan.types.kind != .int8,
-              terms: plan.terms)))
+              kind: plan.types.kind, isa: plan.isa, linesAhead: linesAhead, terms: plan.terms)))
       }
     }
     self.kernels = kernels
-    offsets = OffsetTable(plan.offsets)
-    operandBytes = plan.types.operands.map(ElementAccess.byteCount)
-    guard plan.blocks.count == 1 || plan.types.result == plan.types.kind.sumType else {
-      throw ApusError(.internalError, "sums cannot be kept in \(plan.types.result)")
+  }
+
+  /// How the work is divided into tasks.
+  private struct Tasks: Sendable {
+    let tilesPerBlock: Int
+    let blocksOfRows: Int
+    let panelsPerTask: Int
+    let panelTasks: Int
+
+    /// A block of rows keeps its part of A in the second-level cache while panels of B pass by. Among
+    /// the divisions that give enough tasks to share out, the one that reads least from beyond that
+    /// cache: B once for each block of rows, A once for each group of panels.
+    init(_ plan: Plan, panels: Int) {
+      let rows = plan.patterns.first?.count ?? 1
+      let kc = plan.blocks.map { $0.k * $0.count }.max() ?? 1
+      let tiles = plan.tiles.count
+      let fitting = max(1, min(tiles, TiledMultiply.blockBytes / max(1, rows * kc * 4)))
+      let groups = plan.groups.count
+      let total = 2.0 * Double(rows * tiles * groups) * Double(plan.n) * Double(plan.k)
+      let wanted = max(1, min(8 * ThreadPool.availableProcessors(), Int(total / 1e6)))
+      let bytesOfA = Double(rows * tiles * plan.k)
+      let bytesOfB = Double(plan.k * plan.n)
+      var best = (cost: Double.infinity, perBlock: 1, panelsPerTask: panels)
+      var blocks = (tiles + fitting - 1) / fitting
+      while blocks <= tiles {
+        let perBlock = (tiles + blocks - 1) / blocks
+        let used = (tiles + perBlock - 1) / perBlock
+        let columnTasks = max(1, min(panels, (wanted - 1) / (used * groups) + 1))
+        let perTask = (panels + columnTasks - 1) / columnTasks
+        let missing = max(1, Double(wanted) / Double(used * columnTasks * groups))
+        let cost = (Double(used) * bytesOfB + Double(columnTasks) * bytesOfA) * missing
+        if cost < best.cost { best = (cost, perBlock, perTask) }
+        blocks = blocks < 16 ? blocks + 1 : blocks * 2
+      }
+      tilesPerBlock = best.perBlock
+      blocksOfRows = (tiles + tilesPerBlock - 1) / tilesPerBlock
+      panelsPerTask = best.panelsPerTask
+      panelTasks = (panels + panelsPerTask - 1) / panelsPerTask
     }
-    // A block of rows keeps its part of A in the second-level cache while panels of B pass by. Among
-    // the divisions that give enough tasks to share out, the one that reads least from beyond that
-    // cache: B once for each block of rows, A once for each group of panels.
-    let rows = plan.patterns.first?.count ?? 1
-    let kc = plan.blocks.map { $0.k * $0.count }.max() ?? 1
-    let tiles = plan.tiles.count
-    let fitting = max(1, min(tiles, Self.blockBytes / max(1, rows * kc * 4)))
-    let groups = plan.groups.count
-    let total = 2.0 * Double(rows * tiles * groups) * Double(plan.n) * Double(plan.k)
-    let wanted = max(1, min(8 * ThreadPool.availableProcessors(), Int(total / 1e6)))
-    let bytesOfA = Double(rows * tiles * plan.k)
-    let bytesOfB = Double(plan.k * plan.n)
-    var best = (cost: Double.infinity, perBlock: 1, panelsPerTask: panels)
-    var blocks = (tiles + fitting - 1) / fitting
-    while blocks <= tiles {
-      let perBlock = (tiles + blocks - 1) / blocks
-      let used = (tiles + perBlock - 1) / perBlock
-      let columnTasks = max(1, min(panels, (wanted - 1) / (used * groups) + 1))
-      let perTask = (panels + columnTasks - 1) / columnTasks
-      let missing = max(1, Double(wanted) / Double(used * columnTasks * groups))
-      let cost = (Double(used) * bytesOfB + Double(columnTasks) * bytesOfA) * missing
-      if cost < best.cost { best = (cost, perBlock, perTask) }
-      blocks = blocks < 16 ? blocks + 1 : blocks * 2
-    }
-    tilesPerBlock = best.perBlock
-    blocksOfRows = (tiles + tilesPerBlock - 1) / tilesPerBlock
-    panelsPerTask = best.panelsPerTask
-    panelTasks = (panels + panelsPerTask - 1) / panelsPerTask
   }
 
   /// How much of A a block of rows may cover.
@@ -181,7 +196,7 @@ package final class TiledMultiply: Sendable {
     operands: UnsafePointer<UnsafeRawPointer>?, terms: Terms = Terms(), pool: ThreadPool
   ) {
     pool.parallelFor(
-      plan.groups.count * blocksOfRows * panelTasks, (self, a, b, c, operands, terms)
+      plan.groups.count * tasks.blocksOfRows * tasks.panelTasks, (self, a, b, c, operands, terms)
     ) { context, task in
       let (multiply, a, b, c, operands, terms) = context
       multiply.run(
@@ -193,21 +208,21 @@ package final class TiledMultiply: Sendable {
     _ task: Int, a: Int, b: Int, c: Int, _ operands: UnsafePointer<UnsafeRawPointer>?,
     _ terms: Terms
   ) {
-    let columnTask = task % panelTasks
-    let block = task / panelTasks % blocksOfRows
-    let group = task / panelTasks / blocksOfRows
+    let columnTask = task % tasks.panelTasks
+    let block = task / tasks.panelTasks % tasks.blocksOfRows
+    let group = task / tasks.panelTasks / tasks.blocksOfRows
     let words = Microkernel.Argument.operands + plan.operands.count
     withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { arguments in
       guard let arguments = arguments.baseAddress else { return }
-      let firstPanel = columnTask * panelsPerTask
-      let lastTile = min(plan.tiles.count, (block + 1) * tilesPerBlock)
+      let firstPanel = columnTask * tasks.panelsPerTask
+      let lastTile = min(plan.tiles.count, (block + 1) * tasks.tilesPerBlock)
       let rows = (plan.tiles.last?.row ?? 0) + (plan.patterns[plan.tiles.last?.pattern ?? 0].count)
       let terms = Terms(
         rows: terms.rows + group * rows * 4,
-        columns: terms.columns + group * panels * plan.vectors * plan.isa.lanes * 4)
+        columns: terms.columns + group * panels * plan.nr * 4)
       compute(
-        group: plan.groups[group], tiles: block * tilesPerBlock..<lastTile,
-        panels: firstPanel..<min(panels, firstPanel + panelsPerTask), a: a, b: b, c: c, operands,
+        group: plan.groups[group], tiles: block * tasks.tilesPerBlock..<lastTile,
+        panels: firstPanel..<min(panels, firstPanel + tasks.panelsPerTask), a: a, b: b, c: c, operands,
         terms, arguments)
     }
   }
@@ -218,7 +233,7 @@ package final class TiledMultiply: Sendable {
     _ arguments: UnsafeMutablePointer<Int>
   ) {
     typealias Argument = Microkernel.Argument
-    let nr = plan.vectors * plan.isa.lanes
+    let nr = plan.nr
     let a = a + group.a
     let b = b + group.b
     let patterns = plan.patterns.count
@@ -237,9 +252,13 @@ package final class TiledMultiply: Sendable {
         arguments[Argument.flags] =
           (index > 0 ? Microkernel.accumulate : 0)
           | (index == plan.blocks.count - 1 ? Microkernel.finish : 0)
+        var ahead = Ahead(
+          of: arguments[Argument.b], words: block.k * block.count, panelBytes: panelBytes,
+          lines: linesAhead)
         plan.tiles.withUnsafeBufferPointer { table in
           for number in tiles {
             let tile = table[number]
+            arguments[Argument.ahead] = ahead.next()
             let place = tile.row * plan.ldc + column + group.c
             arguments[Argument.a] = a + tile.offsetInA
             arguments[Argument.c] = c + place * bytesOfC
@@ -260,6 +279,34 @@ package final class TiledMultiply: Sendable {
           }
         }
       }
+    }
+  }
+
+  /// What a tile's lines of B to come are: behind a block of K lies the next one, of the same panel or of
+  /// the next, and each tile fetches its share of it into the second-level cache.
+  private struct Ahead {
+    private let start: Int
+    private let end: Int
+    private let share: Int
+    private var place: Int
+
+    /// Blocks of B of more bytes than this are not fetched as a whole, but a little ahead of their use.
+    private static let largest = 384 << 10
+    private static let distance = 16 << 10
+
+    init(of block: Int, words: Int, panelBytes: Int, lines: Int) {
+      let bytes = words * panelBytes
+      start = block
+      place = block + (bytes <= Self.largest ? bytes : Self.distance)
+      end = place + (bytes <= Self.largest ? bytes : 1)
+      share = words * lines * 64
+    }
+
+    mutating func next() -> Int {
+      // With nothing left, lines that are there already.
+      guard place < end else { return start }
+      defer { place += share }
+      return place
     }
   }
 

@@ -59,7 +59,6 @@ struct Tuner {
     var timed = 0
     if level > 0 {
       let bench = try KernelBench(problem: problem, library: library)
-      var measured: [Candidate] = []
       for choice in preselected(choices, problem) {
         if best != nil && Clock.seconds > deadline { break }
         do {
@@ -81,13 +80,12 @@ struct Tuner {
             break
           }
           let seconds = try bench.measure(
-            kernel, best: best?.seconds, effort: level > 1 ? 0.02 : 0.005)
+            kernel, best: best?.seconds, effort: level > 1 ? 0.02 : 0.005,
+            constants: KernelBench.Constants(networkByteCount: weightByteCount))
           timed += 1
           report.measurements.append((choice.id, seconds))
           Log.debug(4, "\(choice.id) \(seconds * 1e6) us for \(problem.key)")
-          let candidate = Candidate(choice: choice, seconds: seconds)
-          measured.append(candidate)
-          if seconds < best?.seconds ?? .infinity { best = candidate }
+          if seconds < best?.seconds ?? .infinity { best = Candidate(choice: choice, seconds: seconds) }
         } catch
           where error.code == .resourceLimit || error.code == .notYetSupported
           || error.code == .execution
@@ -95,7 +93,6 @@ struct Tuner {
           report.refusals.append((choice.id, error.message))
         }
       }
-      best = try best.map { found throws(ApusError) in try runOff(found, measured, problem, bench) }
     }
     let choice = best?.choice ?? fallback(choices, report) ?? first
     report.winner = choice.id
@@ -112,46 +109,6 @@ struct Tuner {
   private struct Candidate {
     var choice: TacticChoice
     var seconds: Double
-  }
-
-  /// Decides between the fastest candidate and the fastest one whose form of the weights is much smaller.
-  /// Measured one after the other they find their weights in cache; in a network those of the other
-  /// layers pass through it in between.
-  private func runOff(
-    _ best: Candidate, _ measured: [Candidate], _ problem: Problem, _ bench: KernelBench
-  ) throws(ApusError) -> Candidate {
-    let bytes = packedBytes(best.choice, problem)
-    let rival = measured.filter { packedBytes($0.choice, problem) <= bytes / 2 }
-      .min { $0.seconds < $1.seconds }
-    guard bytes > Self.cachedWeights, let rival, rival.seconds < 3 * best.seconds else {
-      return best
-    }
-    // Forms for kernels are larger than what they come from.
-    let others = min(Self.mostOtherWeights, 2 * weightByteCount)
-    var seconds: [Double] = []
-    for candidate in [best, rival] {
-      seconds.append(
-        try bench.measure(
-          library.compile(candidate.choice, problem), best: nil, effort: level > 1 ? 0.02 : 0.005,
-          cold: others))
-    }
-    Log.debug(4, "out of cache: \(best.choice.id) \(seconds[0]), \(rival.choice.id) \(seconds[1])")
-    return seconds[1] < seconds[0] ? rival : best
-  }
-
-  /// Weights of this size stay in a second-level cache, or are read again quickly.
-  private static let cachedWeights = 512 << 10
-
-  /// More than this is as good as no cache.
-  private static let mostOtherWeights = 64 << 20
-
-  /// Bytes of constants as a candidate wants them.
-  private func packedBytes(_ choice: TacticChoice, _ problem: Problem) -> Int {
-    choice.tactic.packing(problem, choice.configuration).reduce(0) { sum, entry in
-      guard let type = problem.inputs[entry.key]?.dataType else { return sum }
-      let stored = entry.value.storedType(type)
-      return sum + (stored.byteCount(of: entry.value.elementCount) ?? 0)
-    }
   }
 
   /// The best estimated candidates, those with the same packing together, always with the portable

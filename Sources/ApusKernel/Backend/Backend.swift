@@ -111,6 +111,9 @@ public protocol Backend: Sendable {
   func importConstant(_ tensor: Tensor) throws(ApusError) -> DeviceMemory
   /// Creates a queue.
   func makeStream() throws(ApusError) -> any ExecutionStream
+  /// Takes memory out of the device's caches, so that the next kernel reads it from where it lies. Timings
+  /// use it; it changes nothing else.
+  func evict(_ memory: DeviceMemory)
   /// How many queues make progress side by side when they are filled by `concurrently`.
   var laneCount: Int { get }
   /// Calls `work` for every lane below `count`, side by side where the device gains from it, and returns
@@ -125,6 +128,7 @@ public protocol LaneWork: AnyObject {
 }
 
 extension Backend {
+  public func evict(_ memory: DeviceMemory) {}
   public var laneCount: Int { 1 }
   public func concurrently(_ count: Int, _ work: any LaneWork) {
     for lane in 0..<count { work.run(lane: lane) }

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #ifndef CAPUS_CPU_H
 #define CAPUS_CPU_H
+#include <stddef.h>
 #include <stdint.h>
 
 /// Executes CPUID on x86-64 (out = eax, ebx, ecx, edx); all zero on other machines.
@@ -13,6 +14,9 @@ uint64_t apus_xgetbv0(void);
 
 /// Hints to the processor that the caller spins.
 void apus_cpu_relax(void);
+
+/// Writes the cache lines of memory back and drops them from every cache, where the machine can.
+void apus_evict(const void *start, size_t count);
 
 /// The number of processors this process may use, at least 1.
 int apus_available_processors(void);

@@ -24,8 +24,7 @@ struct ConvTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    guard case .success(let conv) = ConvProblem.read(problem) else { return [] }
-    return GemmTile.candidates(isa, conv.types.kind).map { tile in
+    GemmTile.candidates(isa).map { tile in
       ["mr": tile.rows, "nv": tile.vectors]
     }
   }

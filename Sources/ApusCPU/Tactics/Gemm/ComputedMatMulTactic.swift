@@ -47,7 +47,7 @@ struct ComputedMatMulTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(.avx512, AnchoredProblem(problem).types?.kind ?? .int8).map { tile in
+    GemmTile.candidates(.avx512).map { tile in
       ["mr": tile.rows, "nv": tile.vectors]
     }
   }

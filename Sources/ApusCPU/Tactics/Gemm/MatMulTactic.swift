@@ -45,7 +45,7 @@ struct MatMulTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(isa, AnchoredProblem(problem).types?.kind ?? .float32).map { tile in
+    GemmTile.candidates(isa).map { tile in
       ["mr": tile.rows, "nv": tile.vectors]
     }
   }

@@ -162,6 +162,10 @@ extension Assembler {
   package func vcvtps2dq(_ to: Vec, _ from: some VectorOperand) {
     two(VectorRow(.x66, .m0F, 0x5B), to, from)
   }
+  /// To unsigned integers; what is negative or too large becomes the largest one.
+  package func vcvtps2udq(_ to: Vec, _ from: some VectorOperand) {
+    two(VectorRow(.none, .m0F, 0x79, .full, .evex), to, from)
+  }
   package func vcvttps2dq(_ to: Vec, _ from: some VectorOperand) {
     two(VectorRow(.xF3, .m0F, 0x5B), to, from)
   }

@@ -175,6 +175,7 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vsqrtss xmm1, xmm2, xmm3", { $0.vsqrtss(x(1), x(2), x(3)) }),
   ("vsqrtps ymm1, ymm12", { $0.vsqrtps(y(1), y(12)) }),
   ("vcvtdq2ps zmm1, zmm12", { $0.vcvtdq2ps(z(1), z(12)) }),
+  ("vcvtps2udq zmm3, zmm17", { $0.vcvtps2udq(z(3), z(17)) }),
   ("vcvtps2dq ymm1, ymm12", { $0.vcvtps2dq(y(1), y(12)) }),
   ("vcvttps2dq zmm1, zmm12", { $0.vcvttps2dq(z(1), z(12)) }),
   ("vmovshdup xmm1, xmm12", { $0.vmovshdup(x(1), x(12)) }),

@@ -151,6 +151,7 @@ let goldenBytes: [String: String] = [
   "vsqrtss xmm1, xmm2, xmm3": "c5ea51cb",
   "vsqrtps ymm1, ymm12": "c4c17c51cc",
   "vcvtdq2ps zmm1, zmm12": "62d17c485bcc",
+  "vcvtps2udq zmm3, zmm17": "62b17c4879d9",
   "vcvtps2dq ymm1, ymm12": "c4c17d5bcc",
   "vcvttps2dq zmm1, zmm12": "62d17e485bcc",
   "vmovshdup xmm1, xmm12": "c4c17a16cc",

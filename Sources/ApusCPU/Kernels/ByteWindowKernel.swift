@@ -10,13 +10,18 @@ import ApusX86
 ///
 /// The elements of up to four window rows of one column and channel are put side by side into a 32-bit
 /// lane, where one instruction multiplies them with their weights and adds them up. What is put together
-/// for a column serves every output pixel whose window has that column.
+/// for a column serves every output pixel whose window has that column, and where windows are three rows high
+/// or less, those of the next output row, too: their weights are shifted by a byte.
 ///
-/// A call computes `pixels` output pixels side by side for all channels, 16 at a time.
+/// A call computes `pixels` output pixels side by side, of one output row or two, for all channels, 16 at
+/// a time.
 package final class ByteWindowKernel: Sendable {
   /// What shapes the code.
   package struct Shape: Hashable, Sendable {
     package var pixels: Int
+    /// Output rows, the second one window row below the first, and elements from one to the next.
+    package var outputRows = 1
+    package var outputRowStride = 0
     package var channels: Int
     package var kernelHeight: Int
     package var kernelWidth: Int
@@ -39,6 +44,9 @@ package final class ByteWindowKernel: Sendable {
 
     /// Lanes of four rows that a window column takes.
     var rowGroups: Int { (kernelHeight + 3) / 4 }
+
+    /// Input rows that are read.
+    package var rowCount: Int { kernelHeight + outputRows - 1 }
   }
 
   /// Words of the argument block; the addresses of the epilogue's operands follow those of the window's
@@ -83,19 +91,20 @@ private struct ByteWindowGenerator {
   init(_ shape: ByteWindowKernel.Shape) {
     self.shape = shape
     let all = (0..<32).map { Vec($0, .zmm) }
-    sums = Array(all.prefix(shape.pixels))
+    sums = Array(all.prefix(shape.pixels * shape.outputRows))
     order = all[30]
     outside = all[31]
-    free = Array(all[shape.pixels..<30])
+    free = Array(all[sums.count..<30])
   }
 
-  private var rows: [R64] { Array(rowRegisters.prefix(shape.kernelHeight)) }
+  private var rows: [R64] { Array(rowRegisters.prefix(shape.rowCount)) }
   private var keepsWeights: Bool { shape.kernelWidth * shape.rowGroups <= 10 }
 
   func generate() throws(ApusError) -> [UInt8] {
     guard shape.operands.count <= operandRegisters.count,
-      shape.epilogue.inputCount <= shape.operands.count + 1, shape.pixels <= 14,
-      shape.kernelHeight <= ByteWindowKernel.mostRows
+      shape.epilogue.inputCount <= shape.operands.count + 1, sums.count <= 16,
+      shape.kernelHeight <= ByteWindowKernel.mostRows,
+      shape.outputRows == 1 || (shape.outputRows == 2 && shape.rowCount <= 4 && keepsWeights)
     else {
       throw ApusError(
         .notYetSupported, "a window of \(shape.kernelHeight) rows, \(shape.operands.count) operands")
@@ -177,12 +186,15 @@ private struct ByteWindowGenerator {
         }
       }
     }
-    func multiply(_ sum: Vec, _ data: Vec, _ column: Int, _ group: Int) {
-      if keepsWeights {
-        a.vpdpbusd(sum, data, kept[column * shape.rowGroups + group])
-      } else {
-        a.vpdpbusd(sum, data, weights(column, group, block))
+    // The second row's windows start a row, a byte of a lane, later.
+    let shifted = shape.outputRows == 2 ? kept.map { (spare.removeFirst(), $0) } : []
+    for (later, weights) in shifted { a.vpslld(later, weights, 8) }
+    func multiply(_ pixel: Int, _ data: Vec, _ column: Int, _ group: Int) {
+      guard keepsWeights else {
+        return a.vpdpbusd(sums[pixel], data, weights(column, group, block))
       }
+      a.vpdpbusd(sums[pixel], data, kept[column * shape.rowGroups + group])
+      if shape.outputRows == 2 { a.vpdpbusd(sums[shape.pixels + pixel], data, shifted[column].0) }
     }
     for (place, uses) in inputColumns() {
       if block == 0 { prefetch(place) }
@@ -190,12 +202,12 @@ private struct ByteWindowGenerator {
         let data = spare[0]
         spare.append(spare.removeFirst())
         gather(data, spare[0], place * shape.channels + block * lanes, group, masked: masked)
-        for (pixel, column) in uses { multiply(sums[pixel], data, column, group) }
+        for (pixel, column) in uses { multiply(pixel, data, column, group) }
       }
     }
     for column in 0..<shape.kernelWidth where !shape.inside.contains(column) {
       for group in 0..<shape.rowGroups {
-        for sum in sums { multiply(sum, outside, column, group) }
+        for pixel in 0..<shape.pixels { multiply(pixel, outside, column, group) }
       }
     }
     try store(block, masked: masked)
@@ -245,23 +257,49 @@ private struct ByteWindowGenerator {
   private func store(_ block: Int, masked: Bool) throws(ApusError) {
     let tail: TailMask? = masked ? self.tail : nil
     let types = [DataType.int32] + shape.operandTypes
-    for (pixel, sum) in sums.enumerated() {
-      let element = pixel * shape.channels + block * lanes
-      let emitter = ExpressionEmitter(a, isa: .avx512, free: free, tail: tail, types: types) { input in
-        if input == 0 { return .register(sum) }
-        let bytes = ElementAccess.byteCount(types[input])
-        let address = Address(operandRegisters[input - 1])
-        let place: Address
-        switch shape.operands[input - 1] {
-        case .scalar: return .element(address)
-        case .perColumn: place = address.offset(block * lanes * bytes)
-        case .full: place = address.offset(element * bytes)
+    // Operands that are the same for all pixels wait in registers, if there are enough.
+    let inner = shape.operands.indices.filter { shape.operands[$0] != .full }
+    let needed = try ExpressionEmitter.registersNeeded(
+      shape.epilogue, isa: .avx512, types: types, result: shape.resultType)
+    let isHeld = needed + shape.operands.count < free.count
+    var held: [Int: Vec] = [:]
+    for (index, register) in zip(isHeld ? inner : [], free) {
+      held[index] = register
+      if shape.operands[index] == .scalar {
+        a.vbroadcastss(register, Address(operandRegisters[index]))
+      } else {
+        a.loadElements(register, place(index, block, 0), shape.operandTypes[index], tail)
+      }
+    }
+    var pool = free.filter { !held.values.contains($0) }
+    for (index, sum) in sums.enumerated() {
+      let (row, pixel) = index.quotientAndRemainder(dividingBy: shape.pixels)
+      let element = row * shape.outputRowStride + pixel * shape.channels + block * lanes
+      let emitter = ExpressionEmitter(a, isa: .avx512, free: pool, tail: tail, types: types) { input in
+        if input == 0 { return .owned(sum) }
+        if let register = held[input - 1] { return .register(register) }
+        if shape.operands[input - 1] == .scalar {
+          return .element(Address(operandRegisters[input - 1]))
         }
+        let place = place(input - 1, block, element)
         return masked ? .tail(place) : .memory(place)
       }
-      a.storeElements(
-        Address(.rcx, element * ElementAccess.byteCount(shape.resultType)),
-        try emitter.emit(shape.epilogue, as: shape.resultType), shape.resultType, tail)
+      let value = try emitter.emit(
+        shape.epilogue, as: shape.resultType, narrowing: .saturatingUnsigned)
+      let target = Address(.rcx, element * ElementAccess.byteCount(shape.resultType))
+      if emitter.isUnsigned {
+        a.vpmovusdb(target, value, mask: masked ? Mask(7) : nil)
+      } else {
+        a.storeElements(target, value, shape.resultType, tail)
+      }
+      pool = (pool + [sum]).filter { $0 != value } + [value]
     }
+  }
+
+  /// Where a vector of an operand lies.
+  private func place(_ index: Int, _ block: Int, _ element: Int) -> Address {
+    let bytes = ElementAccess.byteCount(shape.operandTypes[index])
+    let offset = shape.operands[index] == .full ? element : block * lanes
+    return Address(operandRegisters[index], offset * bytes)
   }
 }

@@ -15,7 +15,9 @@ package final class ByteWindowPlan: Sendable {
   private let operandBytes: [Int]
   private let resultBytes: Int
   private let runs: [Run]
+  /// For each run's number those that compute `outputRows` rows, then those that compute one.
   private let kernels: [ByteWindowKernel]
+  private let outputRows: Int
   private let rowsPerTask: Int
   private let padRow: FilledRow
 
@@ -60,7 +62,11 @@ package final class ByteWindowPlan: Sendable {
     operandBytes = types.operands.map(ElementAccess.byteCount)
     resultBytes = ElementAccess.byteCount(types.result)
     let weightVectors = shape.kernelWidth * ((shape.kernelHeight + 3) / 4)
-    let pixels = weightVectors <= 4 ? 14 : 8
+    let sharesRows =
+      shape.strideHeight == 1 && shape.dilationHeight == 1 && shape.kernelHeight <= 3
+      && shape.kernelWidth <= 3 && shape.outHeight > 1
+    outputRows = sharesRows ? 2 : 1
+    let pixels = weightVectors <= 4 ? (sharesRows ? 7 : 14) : 8
     var runs: [Run] = []
     var kernels: [ByteWindowKernel] = []
     var known: [ByteWindowKernel.Shape: Int] = [:]
@@ -68,14 +74,18 @@ package final class ByteWindowPlan: Sendable {
       var first = x
       for size in TiledMultiply.split(count, rows: pixels) {
         let window = ByteWindowKernel.Shape(
-          pixels: size, channels: shape.inChannels, kernelHeight: shape.kernelHeight,
+          pixels: size, outputRows: outputRows, outputRowStride: shape.outWidth * shape.outChannels,
+          channels: shape.inChannels, kernelHeight: shape.kernelHeight,
           kernelWidth: shape.kernelWidth, stride: shape.strideWidth, dilation: shape.dilationWidth,
           inside: inside, padValue: padValue, rowBytes: shape.inWidth * shape.inChannels,
-          rowsAhead: shape.strideHeight, epilogue: epilogue, operands: operands,
+          rowsAhead: shape.strideHeight * outputRows, epilogue: epilogue, operands: operands,
           operandTypes: types.operands, resultType: types.result, permutesBytes: permutesBytes)
         if known[window] == nil {
           known[window] = kernels.count
           kernels.append(try ByteWindowKernel(window))
+          var last = window
+          last.outputRows = 1
+          if sharesRows { kernels.append(try ByteWindowKernel(last)) }
         }
         runs.append(Run(x: first, kernel: known[window] ?? 0))
         first += size
@@ -86,7 +96,8 @@ package final class ByteWindowPlan: Sendable {
     let span = (pixels - 1) * shape.strideWidth + (shape.kernelWidth - 1) * shape.dilationWidth + 1
     padRow = FilledRow(byteCount: span * shape.inChannels, value: padValue)
     let work = shape.outWidth * shape.outChannels * shape.kernelHeight * shape.kernelWidth
-    rowsPerTask = max(1, min(Self.taskWork / work, shape.outHeight / 4))
+    let rows = max(1, min(Self.taskWork / work, shape.outHeight / 4))
+    rowsPerTask = (rows + outputRows - 1) / outputRows * outputRows
   }
 
   /// Products in a task.
@@ -104,8 +115,9 @@ package final class ByteWindowPlan: Sendable {
     pool.parallelFor(shape.batch * blocks, (self, addresses, blocks)) { context, task in
       let (plan, addresses, blocks) = context
       let first = task % blocks * plan.rowsPerTask
-      for y in first..<min(plan.shape.outHeight, first + plan.rowsPerTask) {
-        plan.row(image: task / blocks, y, addresses)
+      let end = min(plan.shape.outHeight, first + plan.rowsPerTask)
+      for y in stride(from: first, to: end, by: plan.outputRows) {
+        plan.rows(image: task / blocks, y, count: min(plan.outputRows, end - y), addresses)
       }
     }
   }
@@ -117,11 +129,12 @@ package final class ByteWindowPlan: Sendable {
     let operands: UnsafePointer<UnsafeRawPointer>?
   }
 
-  /// Computes one row of pixels.
-  private func row(image: Int, _ y: Int, _ addresses: Addresses) {
+  /// Computes a row of pixels, or `outputRows` of them.
+  private func rows(image: Int, _ y: Int, count: Int, _ addresses: Addresses) {
     typealias Argument = ByteWindowKernel.Argument
     let s = shape
-    let firstOperand = Argument.rows + s.kernelHeight
+    let lines = s.kernelHeight + count - 1
+    let firstOperand = Argument.rows + lines
     withUnsafeTemporaryAllocation(of: Int.self, capacity: firstOperand + operands.count) { buffer in
       guard let arguments = buffer.baseAddress else { return }
       arguments[Argument.weights] = addresses.weights
@@ -129,7 +142,7 @@ package final class ByteWindowPlan: Sendable {
         let place = ((image * s.outHeight + y) * s.outWidth + run.x) * s.inChannels
         let left = run.x * s.strideWidth - s.padLeft
         arguments[Argument.output] = addresses.output + place * resultBytes
-        for offset in 0..<s.kernelHeight {
+        for offset in 0..<lines {
           let line = y * s.strideHeight - s.padTop + offset * s.dilationHeight
           arguments[Argument.rows + offset] =
             line >= 0 && line < s.inHeight
@@ -142,7 +155,7 @@ package final class ByteWindowPlan: Sendable {
               Int(bitPattern: values[index]) + (kind == .full ? place * operandBytes[index] : 0)
           }
         }
-        kernels[run.kernel].code(arguments)
+        kernels[run.kernel + (count < outputRows ? 1 : 0)].code(arguments)
       }
     }
   }

@@ -9,19 +9,26 @@ import ApusX86
 /// Lanes that hold 32-bit integers: sums of bytes, and what is rounded to bytes.
 extension ExpressionEmitter {
   /// Rounds to integer lanes. The upper bound is applied to the number, because what is too large for
-  /// an integer would turn negative. With `saturates`, the lower one is left to the store, unless a
-  /// negative zero point could take the lowest integer round to the other end.
-  func quantize(_ quantization: ScalarQuantization, saturates: Bool) throws(ApusError) -> Value {
+  /// an integer would turn negative. Where the store packs, the lower one is left to it, unless a negative
+  /// zero point could take the lowest integer round to the other end.
+  func quantize(_ quantization: ScalarQuantization, isStored: Bool) throws(ApusError) -> Value {
+    let (range, zero) = (quantization.range, quantization.zeroPoint)
     let steps = try value(quantization.steps)
     let result = try target(steps)
-    let range = quantization.range
+    if isStored && narrowing == .saturatingUnsigned && quantization.type == .uint8 && zero == 0 {
+      assembler.vmaxps(result, steps.register, constant(0))
+      assembler.vcvtps2udq(result, result)
+      isUnsigned = true
+      return Value(register: result, owned: true)
+    }
+    let packs = isStored && narrowing == .packing
     assembler.vminps(result, steps.register, constant(Double(range.upperBound)))
     assembler.vcvtps2dq(result, result)
-    if !saturates || quantization.zeroPoint < 0 {
-      assembler.vpmaxsd(result, result, integer(range.lowerBound))
-    }
-    if quantization.zeroPoint != 0 {
-      assembler.vpaddd(result, result, integer(quantization.zeroPoint))
+    if !packs || zero < 0 { assembler.vpmaxsd(result, result, integer(range.lowerBound)) }
+    if packs && zero > 0 {
+      zeroPointLeft = zero
+    } else if zero != 0 {
+      assembler.vpaddd(result, result, integer(zero))
     }
     return Value(register: result, owned: true)
   }

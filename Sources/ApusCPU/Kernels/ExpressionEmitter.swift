@@ -22,12 +22,24 @@ package final class ExpressionEmitter {
   package enum Input {
     /// In a register, which is left unchanged.
     case register(Vec)
+    /// In a register whose last reader the expression is, unless it reads it more than once.
+    case owned(Vec)
     /// In memory, one whole vector.
     case memory(Address)
     /// In memory, the lanes of the emitter's tail; nothing else may be read.
     case tail(Address)
     /// In memory, one element for all lanes.
     case element(Address)
+  }
+
+  /// What storing does to whole numbers in 32-bit lanes.
+  package enum Narrowing {
+    /// It takes the lowest bits.
+    case truncating
+    /// It packs lanes into 16 bits with saturation, adds what zero point is left, and packs again.
+    case packing
+    /// It saturates unsigned lanes where `isUnsigned` says that they are, and takes the lowest bits else.
+    case saturatingUnsigned
   }
 
   /// A register and whether its holder may overwrite it.
@@ -44,11 +56,18 @@ package final class ExpressionEmitter {
   private let tail: TailMask?
   private let input: (Int) -> Input
   let types: [DataType]
-  private let mask = Mask(1)
-  /// The expression whose results are limited when they are stored.
-  private var saturated: ScalarExpr?
+  let mask = Mask(1)
+  /// The expression whose results are stored.
+  private var stored: ScalarExpr?
+  private(set) var narrowing = Narrowing.truncating
+  /// What has to be added to the result of the last `emit` when it is narrowed by packing.
+  var zeroPointLeft = 0
+  /// Whether the lanes of that result are unsigned and have to saturate when they are stored.
+  var isUnsigned = false
   /// Most registers of the pool that were in use at once.
   package private(set) var peak = 0
+  /// Inputs that are read more than once.
+  private var readAgain: [Int: Int] = [:]
   /// Subexpressions that occur more than once, and the register that holds one to the end.
   private var shared: [ScalarExpr: (count: Int, register: Vec?)] = [:]
 
@@ -85,10 +104,13 @@ package final class ExpressionEmitter {
   ///
   /// - Parameters:
   ///   - type: What `storeElements` will store the lanes as.
-  ///   - saturates: Whether integers below the type's range become its smallest when they are stored.
+  ///   - narrowing: How rounded numbers will be stored.
   package func emit(
-    _ whole: ScalarExpr, as type: DataType = .float32, saturates: Bool = false
+    _ whole: ScalarExpr, as type: DataType = .float32, narrowing: Narrowing = .truncating
   ) throws(ApusError) -> Vec {
+    self.narrowing = narrowing
+    zeroPointLeft = 0
+    isUnsigned = false
     let whole = whole.multiplyingByReciprocals(isInteger: isInteger)
     var expression = whole
     // Storing rounds.
@@ -96,10 +118,11 @@ package final class ExpressionEmitter {
     guard isInteger(expression) == type.isInteger else {
       throw ApusError(.notYetSupported, "no vector code for results of \(type)")
     }
-    saturated = saturates ? expression : nil
+    stored = expression
     shared = [:]
     countSubexpressions(expression)
     shared = shared.filter { $0.value.count > 1 }
+    readAgain = expression.useCounts().filter { $0.value > 1 }
     let result = try value(expression)
     release(result)
     for entry in shared.values { if let register = entry.register { release(register) } }
@@ -157,38 +180,6 @@ package final class ExpressionEmitter {
     }
   }
 
-  // MARK: Conditions
-
-  /// `to = condition(a, b) ? yes : no`; `to` may be any of the registers.
-  func choose(
-    _ to: Vec, _ predicate: Predicate, _ a: Vec, _ b: some VectorOperand,
-    yes: some VectorOperand, no: Vec
-  ) throws(ApusError) {
-    if isa == .avx512 {
-      assembler.vcmpps(mask, a, b, predicate)
-      assembler.vblendmps(to, mask, no, yes)
-    } else {
-      let lanes = try allocate()
-      assembler.vcmpps(lanes, a, b, predicate)
-      assembler.vblendvps(to, mask: lanes, no, yes)
-      release(lanes)
-    }
-  }
-
-  /// `to = condition(a, b) ? 1 : 0`
-  func truth(_ to: Vec, _ predicate: Predicate, _ a: Vec, _ b: some VectorOperand) {
-    if isa == .avx512 {
-      assembler.vcmpps(mask, a, b, predicate)
-      var one = constant(1)
-      one.broadcast = false
-      // A zero-masked broadcast writes 1 where the mask is set and 0 elsewhere.
-      assembler.vbroadcastss(to, one, mask: mask)
-    } else {
-      assembler.vcmpps(to, a, b, predicate)
-      assembler.vandps(to, to, constant(1))
-    }
-  }
-
   // MARK: The tree
 
   private func countSubexpressions(_ expression: ScalarExpr) {
@@ -224,6 +215,7 @@ package final class ExpressionEmitter {
     case .input(let index):
       switch input(index) {
       case .register(let register): return Value(register: register, owned: false)
+      case .owned(let register): return Value(register: register, owned: !isReadAgain(index))
       case .memory(let address):
         let register = try allocate()
         assembler.loadElements(register, address, type(index), nil)
@@ -262,7 +254,7 @@ package final class ExpressionEmitter {
     case .cast(_, let type):
       if let result = try lookUp(expression) { return result }
       if let quantization = ScalarQuantization(expression), ElementAccess.supports(type, isa) {
-        return try quantize(quantization, saturates: expression == saturated)
+        return try quantize(quantization, isStored: expression == stored)
       }
       throw ApusError(.notYetSupported, "no vector code for a conversion to \(type)")
     case .unary(let function, let a):
@@ -275,6 +267,8 @@ package final class ExpressionEmitter {
     case .select(let condition, let a, let b): return try select(condition, a, b)
     }
   }
+
+  private func isReadAgain(_ input: Int) -> Bool { readAgain[input] != nil }
 
   private func type(_ input: Int) -> DataType { input < types.count ? types[input] : .float32 }
 
@@ -483,6 +477,12 @@ package final class ExpressionEmitter {
       return Value(register: result, owned: true)
     }
     let (left, right) = try operands(x, y)
+    if !sum.owned, left.owned || right.owned {
+      let (factor, other) = left.owned ? (left, right) : (right, left)
+      assembler.vfmadd213ps(factor.register, other.register, sum.register)
+      release(other)
+      return factor
+    }
     let result = try owned(sum)
     assembler.vfmadd231ps(result, left.register, right.register)
     release(left)

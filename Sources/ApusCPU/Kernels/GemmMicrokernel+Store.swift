@@ -132,6 +132,7 @@ extension MicrokernelGenerator {
 
   private func storeThroughRegisters(_ addresses: [R64]) throws(ApusError) {
     prepareBytes()
+    if packsBytes, try storeByColumns(addresses) { return }
     for row in 0..<rows {
       try storeRow(row, free: free, sum: { accumulators[row][$0] }) { input, column in
         operand(input, addresses[input], row: row, column)
@@ -180,11 +181,15 @@ extension MicrokernelGenerator {
     _ row: Int, free: [Vec], sum: (Int) -> Vec,
     operand: @escaping (_ index: Int, _ column: Int) -> ExpressionEmitter.Input
   ) throws(ApusError) {
+    var zeroPoint = 0
     func result(_ column: Int, _ sum: Vec, _ free: [Vec]) throws(ApusError) -> Vec {
       let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail, types: inputTypes) { input in
         input == 0 ? .register(sum) : operand(input - 1, column)
       }
-      return try emitter.emit(epilogue, as: shape.resultType, saturates: packsBytes)
+      let value = try emitter.emit(
+        epilogue, as: shape.resultType, narrowing: packsBytes ? .packing : .truncating)
+      zeroPoint = emitter.zeroPointLeft
+      return value
     }
     guard packsBytes else {
       for column in 0..<shape.vectors {
@@ -194,19 +199,16 @@ extension MicrokernelGenerator {
       return
     }
     for first in stride(from: 0, to: shape.vectors, by: Self.bytesTogether) {
-      let columns = Array(first..<min(shape.vectors, first + Self.bytesTogether))
-      // Pairs become 16-bit elements in the register of their first sums, pairs of those bytes.
-      var halves: [Vec] = []
-      for column in stride(from: columns[0], through: columns[columns.count - 1], by: 2) {
+      let columns = first..<min(shape.vectors, first + Self.bytesTogether)
+      // Each result goes where its sum was.
+      var results: [Vec] = []
+      for column in columns {
         let target = sum(column)
-        let even = try result(column, target, free)
-        let odd =
-          column + 1 > columns[columns.count - 1]
-          ? even : try result(column + 1, sum(column + 1), free.filter { $0 != even })
-        a.vpackssdw(target, even, odd)
-        halves.append(target)
+        let value = try result(column, target, free)
+        if value != target { a.vmovups(target, value) }
+        results.append(target)
       }
-      storeBytes(halves, row: row, column: first, count: columns.count, scratch: free[0])
+      storeBytes(results, zeroPoint: zeroPoint, row: row, column: first, scratch: free[0])
     }
   }
 
@@ -237,9 +239,78 @@ extension MicrokernelGenerator {
     a.kmovq(partOfBytes, .rax)
   }
 
-  /// Packs 16-bit elements into bytes, puts them in order and stores them.
-  private func storeBytes(_ halves: [Vec], row: Int, column: Int, count: Int, scratch: Vec) {
-    let (bytes, other) = (halves[0], halves[halves.count - 1])
+  /// Applies the epilogue column by column, the operands of a column in registers, and then stores the rows.
+  /// False, with nothing written, when there are too few registers.
+  private func storeByColumns(_ addresses: [R64]) throws(ApusError) -> Bool {
+    let read = shape.operands.indices.filter { index in epilogue.contains { $0 == .input(index + 1) } }
+    let inner = read.filter { shape.operands[$0] != .full }
+    let needed = try ExpressionEmitter.registersNeeded(
+      epilogue, isa: isa, types: inputTypes, result: shape.resultType)
+    let loaded = read.count - inner.count
+    guard needed + loaded + inner.count < free.count else { return false }
+    let held = Dictionary(uniqueKeysWithValues: zip(inner, free))
+    var pool = Array(free.dropFirst(inner.count))
+    var results = accumulators
+    var zeroPoint = 0
+    for column in 0..<shape.vectors {
+      for (index, register) in held.sorted(by: { $0.key < $1.key }) {
+        try load(index, addresses[index], column, into: register)
+      }
+      for row in 0..<rows {
+        let sum = accumulators[row][column]
+        let emitter = ExpressionEmitter(a, isa: isa, free: pool, tail: tail, types: inputTypes) {
+          input in
+          if input == 0 { return .owned(sum) }
+          if let register = held[input - 1] { return .register(register) }
+          return operand(input - 1, addresses[input - 1], row: row, column)
+        }
+        let result = try emitter.emit(
+          epilogue, as: shape.resultType, narrowing: .packing)
+        zeroPoint = emitter.zeroPointLeft
+        results[row][column] = result
+        pool = (pool + [sum]).filter { $0 != result }
+      }
+    }
+    for row in 0..<rows {
+      for first in stride(from: 0, to: shape.vectors, by: Self.bytesTogether) {
+        let columns = first..<min(shape.vectors, first + Self.bytesTogether)
+        storeBytes(
+          Array(results[row][columns]), zeroPoint: zeroPoint, row: row, column: first,
+          scratch: pool[0])
+      }
+    }
+    return true
+  }
+
+  /// An operand that is the same for all rows.
+  private func load(_ index: Int, _ address: R64, _ column: Int, into register: Vec)
+    throws(ApusError)
+  {
+    switch operand(index, address, row: 0, column) {
+    case .element(let place): a.vbroadcastss(register, place)
+    case .memory(let place): a.loadElements(register, place, shape.operandTypes[index], nil)
+    case .tail(let place): a.loadElements(register, place, shape.operandTypes[index], tail)
+    case .register, .owned:
+      throw ApusError(.internalError, "operands of an epilogue are in memory")
+    }
+  }
+
+  /// Packs results into 16-bit elements, these into bytes, puts them in order and stores them. The
+  /// registers are overwritten.
+  private func storeBytes(
+    _ results: [Vec], zeroPoint: Int, row: Int, column: Int, scratch: Vec
+  ) {
+    var words: [Vec] = []
+    for index in stride(from: 0, to: results.count, by: 2) {
+      let pair = results[index]
+      a.vpackssdw(pair, pair, index + 1 < results.count ? results[index + 1] : pair)
+      if zeroPoint > 0 {
+        let zero = UInt32(zeroPoint)
+        a.vpaddw(pair, pair, a.constant(words: Array(repeating: zero << 16 | zero, count: 16)))
+      }
+      words.append(pair)
+    }
+    let (bytes, other) = (words[0], words[words.count - 1])
     if shape.resultType == .uint8 {
       a.vpackuswb(bytes, bytes, other)
     } else {

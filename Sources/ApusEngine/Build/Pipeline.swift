@@ -113,6 +113,7 @@ struct Pipeline {
         SplitConvolutionBias(),
         MergePointwise(),
         FuseEpilogues(),
+        MergeOperandScales(),
         MergeCommonSubexpressions(),
         RemoveDeadNodes(),
         InferTypes(),

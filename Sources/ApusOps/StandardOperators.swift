@@ -46,6 +46,7 @@ func registerMovement(_ registry: inout OperatorRegistry) {
   let types: [any Operator.Type] = [
     Transpose.self, Reshape.self, Flatten.self, Squeeze.self, Unsqueeze.self, Concat.self,
     Slice.self, Split.self, Expand.self, Tile.self, Pad.self, DepthToSpace.self, SpaceToDepth.self,
+    PlanesToPixels.self,
   ]
   for type in types { registry.register(type) }
 }

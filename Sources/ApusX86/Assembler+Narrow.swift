@@ -116,6 +116,12 @@ extension Assembler {
       VectorRow(.x66, .m0F38, 0x7D, .fullMemory, .evex), to.width, reg: to.number,
       second: order.number, upper.encoded)
   }
+  /// `to[i] = order[i]` counted through the lanes of `to` and then of `upper`.
+  package func vpermt2d(_ to: Vec, _ order: Vec, _ upper: some VectorOperand) {
+    vector(
+      VectorRow(.x66, .m0F38, 0x7E, .full, .evex), to.width, reg: to.number,
+      second: order.number, upper.encoded)
+  }
   /// The mask of the 32-bit lanes that have a bit in common.
   package func vptestmd(_ to: Mask, _ a: Vec, _ b: some VectorOperand) {
     vector(

@@ -210,6 +210,7 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vpunpckhbw zmm1, zmm2, zmm19", { $0.vpunpckhbw(z(1), z(2), z(19)) }),
   ("vpunpcklwd zmm1, zmm2, zmm19", { $0.vpunpcklwd(z(1), z(2), z(19)) }),
   ("vpunpckhwd zmm1, zmm2, zmm19", { $0.vpunpckhwd(z(1), z(2), z(19)) }),
+  ("vpermt2d zmm7, zmm17, zmm20", { $0.vpermt2d(z(7), z(17), z(20)) }),
   ("vpermt2b zmm7, zmm17, ZMMWORD PTR [rcx+128]", { $0.vpermt2b(z(7), z(17), Address(.rcx, 128)) }),
   ("vptestmd k3, zmm21, DWORD PTR [rax+4]{1to16}", { $0.vptestmd(Mask(3), z(21), all(.rax, 4)) }),
   ("vpermb zmm1, zmm30, zmm19", { $0.vpermb(z(1), z(30), z(19)) }),

@@ -186,6 +186,7 @@ let goldenBytes: [String: String] = [
   "vpunpckhbw zmm1, zmm2, zmm19": "62b16d4868cb",
   "vpunpcklwd zmm1, zmm2, zmm19": "62b16d4861cb",
   "vpunpckhwd zmm1, zmm2, zmm19": "62b16d4869cb",
+  "vpermt2d zmm7, zmm17, zmm20": "62b275407efc",
   "vpermt2b zmm7, zmm17, ZMMWORD PTR [rcx+128]": "62f275407d7902",
   "vptestmd k3, zmm21, DWORD PTR [rax+4]{1to16}": "62f25550275801",
   "vpermb zmm1, zmm30, zmm19": "62b20d408dcb",

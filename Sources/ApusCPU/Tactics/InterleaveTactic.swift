@@ -4,23 +4,59 @@
 import ApusBase
 import ApusGraph
 import ApusKernel
+import ApusOps
 import ApusTensor
 
-/// Planes of bytes that become the channels of pixels.
+/// A few planes of elements that become the channels of pixels.
 struct InterleaveTactic: Tactic {
   let name = "cpu.copy.interleave"
   let source = "jit"
   let pool: ThreadPool
 
-  private func read(_ problem: Problem) -> ExchangedAxes? {
-    guard let axes = ExchangedAxes(problem, bitWidth: 8), InterleaveKernel.takes(planes: axes.rows),
-      axes.outStride == axes.rows
+  /// The planes of one image, and where images start, in bytes.
+  private struct Planes {
+    var planes: Int
+    var stride: Int
+    var count: Int
+    var form: InterleaveKernel.Form
+    var outer: [(size: Int, source: Int, target: Int)]
+    var sourceOffset = 0
+    var targetOffset = 0
+  }
+
+  private func read(_ problem: Problem) -> Planes? {
+    let found = (problem.op as? PlanesToPixels).map { rounded(problem, $0) } ?? moved(problem)
+    guard let found, found.count > 0, InterleaveKernel.takes(planes: found.planes, found.form) else {
+      return nil
+    }
+    return found
+  }
+
+  private func moved(_ problem: Problem) -> Planes? {
+    for (bytes, form) in [(1, InterleaveKernel.Form.bytes), (4, .words)] {
+      guard let axes = ExchangedAxes(problem, bitWidth: 8 * bytes), axes.outStride == axes.rows else {
+        continue
+      }
+      return Planes(
+        planes: axes.rows, stride: axes.inStride, count: axes.columns, form: form,
+        outer: axes.outer.map { ($0.size, $0.source * bytes, $0.target * bytes) },
+        sourceOffset: axes.sourceOffset * bytes, targetOffset: axes.targetOffset * bytes)
+    }
+    return nil
+  }
+
+  private func rounded(_ problem: Problem, _ op: PlanesToPixels) -> Planes? {
+    guard op.to == .bfloat16, let x = problem.inputs[0], x.dataType == .float32, x.shape.count == 4,
+      (x.shape[1] + 1) / 2 * 2 == op.channels
     else { return nil }
-    return axes
+    let pixels = x.shape[2] * x.shape[3]
+    return Planes(
+      planes: x.shape[1], stride: pixels, count: pixels, form: .bfloat16,
+      outer: [(x.shape[0], x.shape[1] * pixels * 4, op.channels * pixels * 2)])
   }
 
   func support(_ problem: Problem) -> Support {
-    read(problem) == nil ? .no(because: "no few planes of bytes that become channels") : .yes
+    read(problem) == nil ? .no(because: "no few planes that become channels") : .yes
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
@@ -30,12 +66,12 @@ struct InterleaveTactic: Tactic {
   func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
     -> any Kernel
   {
-    guard let axes = read(problem) else { throw ApusError(.internalError, "no planes") }
+    guard let planes = read(problem) else { throw ApusError(.internalError, "no planes") }
     let kernel = try InterleaveKernel(
-      planes: axes.rows, planeBytes: axes.inStride, count: axes.columns)
+      planes: planes.planes, planeStride: planes.stride, count: planes.count, planes.form)
     return InterleaveTacticKernel(
-      kernel: kernel, outer: axes.outer, sourceOffset: axes.sourceOffset,
-      targetOffset: axes.targetOffset, argumentCount: problem.inputs.count, pool: pool)
+      kernel: kernel, outer: planes.outer, sourceOffset: planes.sourceOffset,
+      targetOffset: planes.targetOffset, argumentCount: problem.inputs.count, pool: pool)
   }
 }
 

@@ -9,7 +9,8 @@ import ApusTensor
 /// Convolutions and matrix products multiply numbers of type `bfloat16` and add the products in single
 /// precision; what stands between them stays in single precision.
 ///
-/// Products whose depth the instructions cannot pair (an image's three channels) keep single precision.
+/// An image's one or three channels, which the instructions cannot pair, get one of zeros (`PlanesToPixels`);
+/// other products of an odd depth keep single precision.
 public struct UseBFloat16: Pass {
   public let name = "UseBFloat16"
 
@@ -33,6 +34,9 @@ public struct UseBFloat16: Pass {
     _ id: NodeID, _ graph: inout Graph, _ rounded: inout [ValueID: ValueID], _ context: PassContext
   ) throws(ApusError) -> Bool {
     let node = graph[id]
+    if layers.contains(node), let channels = Self.imageChannels(node, graph) {
+      return try narrowImage(id, channels, &graph, context)
+    }
     guard layers.contains(node), let op = Self.narrowForm(node, graph), let x = node.inputs[0],
       let right = node.inputs[1],
       let rank = graph[node.outputs[0]].type.tensor?.rank,
@@ -49,13 +53,7 @@ public struct UseBFloat16: Pass {
         patch.constant("\(node.name).weights", try weights.converted(to: .bfloat16))
       } ?? (right == x ? left : cast(right))
     let product = patch.add(op, [left, factor])
-    var result = product
-    if node.inputs.count > 2, let bias = node.inputs[2] {
-      let axes = try Tensor([-1] + Array(repeating: 1, count: rank - 2), .int64, shape: [rank - 1])
-      let vector = patch.add(Reshape(), [.existing(bias), patch.constant("\(node.name).axes", axes)])
-      result = patch.add(Add(), [product, vector])
-    }
-    patch.replace(node.outputs[0], with: result)
+    patch.replace(node.outputs[0], with: try biased(product, node, rank: rank, &patch))
     try patch.apply(to: &graph)
     for value in isComputed ? [x, right] : [x] where rounded[value] == nil {
       rounded[value] = graph[value].consumers.last { isRounding(graph[$0]) }.map {
@@ -65,8 +63,70 @@ public struct UseBFloat16: Pass {
     return true
   }
 
+  /// Adds the node's bias, if it has one, along the channels of `[N, C, ...]`.
+  private func biased(
+    _ product: GraphPatch.Reference, _ node: Node, rank: Int, _ patch: inout GraphPatch
+  ) throws(ApusError) -> GraphPatch.Reference {
+    guard node.inputs.count > 2, let bias = node.inputs[2] else { return product }
+    let axes = try Tensor([-1] + Array(repeating: 1, count: rank - 2), .int64, shape: [rank - 1])
+    let vector = patch.add(Reshape(), [.existing(bias), patch.constant("\(node.name).axes", axes)])
+    return patch.add(Add(), [product, vector])
+  }
+
   /// Whether there is a kernel on `bfloat16` for a node.
-  public static func takes(_ node: Node, _ graph: Graph) -> Bool { narrowForm(node, graph) != nil }
+  public static func takes(_ node: Node, _ graph: Graph) -> Bool {
+    narrowForm(node, graph) != nil || imageChannels(node, graph) != nil
+  }
+
+  /// The channels that a convolution of an image's gets; nil for any other node.
+  private static func imageChannels(_ node: Node, _ graph: Graph) -> Int? {
+    guard let conv = node.op as? Conv, conv.sumType == nil, !conv.isChannelsLast, conv.group == 1,
+      node.inputs.count >= 2, let x = node.inputs[0].flatMap({ graph[$0].type.tensor }),
+      x.dataType == .float32, let dims = x.dims, dims.count == 4, let channels = dims[1].value,
+      channels == 1 || channels == 3,
+      let weights = node.inputs[1].flatMap({ graph[$0].constant }), weights.dataType == .float32,
+      weights.rank == 4, weights.count > 0
+    else { return nil }
+    return channels + 1
+  }
+
+  private func narrowImage(
+    _ id: NodeID, _ channels: Int, _ graph: inout Graph, _ context: PassContext
+  ) throws(ApusError) -> Bool {
+    let node = graph[id]
+    guard var conv = node.op as? Conv, let x = node.inputs[0],
+      let weights = node.inputs[1].flatMap({ graph[$0].constant }), context.claim(name, node.name)
+    else { return false }
+    conv.isChannelsLast = true
+    conv.sumType = .float32
+    var patch = GraphPatch(rule: name, replacing: [id])
+    let pixels = patch.add(PlanesToPixels(channels: channels, to: .bfloat16), [.existing(x)])
+    let filled = patch.constant(
+      "\(node.name).weights", try Self.channelsLast(weights, channels: channels))
+    let product = patch.add(
+      Transpose(permutation: [0, 3, 1, 2]), [patch.add(conv, [pixels, filled])])
+    patch.replace(node.outputs[0], with: try biased(product, node, rank: 4, &patch))
+    try patch.apply(to: &graph)
+    return true
+  }
+
+  /// Weights `[O, I, H, W]` as `[H, W, channels, O]`, those of more channels than there are being zeros.
+  private static func channelsLast(_ weights: Tensor, channels: Int) throws(ApusError) -> Tensor {
+    let (outputs, inputs) = (weights.shape[0], weights.shape[1])
+    let places = weights.shape[2] * weights.shape[3]
+    let source = weights.doubles()
+    var values = [Double](repeating: 0, count: places * channels * outputs)
+    for output in 0..<outputs {
+      for input in 0..<inputs {
+        for place in 0..<places {
+          values[(place * channels + input) * outputs + output] =
+            source[(output * inputs + input) * places + place]
+        }
+      }
+    }
+    return try Tensor(
+      values, .bfloat16, shape: [weights.shape[2], weights.shape[3], channels, outputs])
+  }
 
   private func isRounding(_ node: Node) -> Bool { (node.op as? Cast)?.to == .bfloat16 }
 

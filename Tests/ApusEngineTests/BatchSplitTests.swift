@@ -69,6 +69,38 @@ import Testing
     #expect(apus_malloc_count() == before)
   }
 
+  /// What vision transformers do with the token of the class: repeat it as often as the batch has members.
+  @Test func sizesMayShapeWhatIsRepeated() throws {
+    let graph = try network { b, x in
+      let zero = b.constant("zero", try Tensor([0], .int64, shape: [1]))
+      let one = b.constant("one", try Tensor([1], .int64, shape: [1]))
+      let size = try b.apply(Slice(), [try b.apply(Shape(), [x]), zero, one, zero])
+      let rest = b.constant("rest", try Tensor([2, 4], .int64, shape: [2]))
+      let shape = try b.apply(Concat(axis: 0), [size, rest])
+      let token = b.constant("token", try SmallNetworks.weights([1, 2, 4], seed: 1))
+      let y = try b.apply(Concat(axis: 1), [try b.apply(Expand(), [token, shape]), x])
+      let flat = b.constant("flat", try Tensor([-1], .int64, shape: [1]))
+      return try b.apply(Reshape(), [y, try b.apply(Concat(axis: 0), [size, flat])])
+    }
+    #expect(BatchSplit.isPossible(graph))
+    let context = try engine(graph, threads: 2).makeContext()
+    var generator = SeededGenerator(seed: 5)
+    for batch in [1, 5] {
+      let x = try generator.tensor(.float32, shape: [batch, 4, 4])
+      let expected = try ReferenceInterpreter.run(graph, inputs: [.tensor(x)])
+      let got = try #require(try context.run(["x": x])["y"])
+      #expect(got.shape == [batch, 24] && got.doubles() == expected[0].tensor?.doubles())
+    }
+  }
+
+  @Test func sizesThatAreNumbersOfResultsAreNotSplit() throws {
+    let graph = try network { b, x in
+      let size = try b.apply(Cast(to: .float32), [try b.apply(Size(), [x])])
+      return try b.apply(Div(), [x, size])
+    }
+    #expect(!BatchSplit.isPossible(graph))
+  }
+
   private func network(_ build: (inout GraphBuilder, ValueID) throws -> ValueID) throws -> Graph {
     var builder = GraphBuilder("test")
     let x = builder.input("x", .float32, [.symbol("N"), 4, 4])

@@ -165,6 +165,11 @@ import Testing
       IsInf(detectNegative: false), Cast(to: .float16, saturate: false), Shrink(),
       Transpose(permutation: [1, 0]), Reshape(allowZero: true), Split(axis: 1, numOutputs: 3),
       Pad(mode: .wrap), DepthToSpace(blockSize: 2, mode: .crd), Compress(axis: 1),
+      PlanesToPixels(channels: 4, to: .bfloat16),
+      MatMul(sumType: .int32, leftZero: 3, rightZero: 130, transposesRight: true),
+      Conv(
+        strides: [2, 1], pads: [1, 0, 1, 0], group: 2, channelsLast: true, sumType: .int32,
+        padValue: 7),
       ScatterND(reduction: .min), Unique(axis: 0, sorted: false), Shape(start: 1, end: 2),
       EyeLike(dataType: .int8, diagonal: 1), TopK(), ArgMin(), CumSum(), ReverseSequence(),
       Reduce(function: .l2, axes: [0], keepDims: false, noopWithEmptyAxes: true),

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusGraph
+import ApusOps
 import ApusTensor
 
 /// Networks whose batch may be run member by member: what lies between the layers of one member stays in
@@ -16,8 +17,20 @@ package enum BatchSplit {
       let order = try? graph.topologicalOrder()
     else { return false }
     var batched = Set(graph.inputs)
+    var sizes = Set<ValueID>()
     for id in order {
       let node = graph[id]
+      if computesSizes(node, batched, sizes, graph) {
+        sizes.formUnion(node.outputs)
+        continue
+      }
+      if node.inputs.contains(where: { $0.map(sizes.contains) ?? false }) {
+        guard takesShape(node, batched, sizes, graph), leading(node.outputs[0], graph) == batch else {
+          return false
+        }
+        batched.insert(node.outputs[0])
+        continue
+      }
       let operands = node.inputs.map { value -> BatchOperand? in
         guard let value, let rank = graph[value].type.tensor?.dims?.count else { return nil }
         return BatchOperand(rank: rank, isBatched: batched.contains(value))
@@ -38,6 +51,29 @@ package enum BatchSplit {
       batched.insert(node.outputs[0])
     }
     return graph.outputs.allSatisfy(batched.contains)
+  }
+
+  /// Whether a node computes with the sizes of tensors only: those of one member are then right for it.
+  private static func computesSizes(
+    _ node: Node, _ batched: Set<ValueID>, _ sizes: Set<ValueID>, _ graph: Graph
+  ) -> Bool {
+    if node.op is Shape { return node.inputs.first.map { $0.map(batched.contains) ?? false } ?? false }
+    let operands = node.inputs.compactMap { $0 }
+    return node.op is any ShapeValueOperator && operands.contains(where: sizes.contains)
+      && operands.allSatisfy { sizes.contains($0) || graph[$0].constant != nil }
+  }
+
+  /// Whether a node takes sizes only as the shape of its result, and otherwise a batch, whose members keep
+  /// their order, or what is repeated for every member.
+  private static func takesShape(
+    _ node: Node, _ batched: Set<ValueID>, _ sizes: Set<ValueID>, _ graph: Graph
+  ) -> Bool {
+    guard node.inputs.count == 2, node.outputs.count == 1, let x = node.inputs[0],
+      let shape = node.inputs[1], sizes.contains(shape), let from = graph[x].type.tensor?.dims
+    else { return false }
+    if node.op is Reshape { return batched.contains(x) }
+    let rank = graph[node.outputs[0]].type.tensor?.rank ?? 0
+    return node.op is Expand && isFixed(x, graph) && (from.count < rank || from.first?.value == 1)
   }
 
   /// The size that all inputs have along their first axis, if it is more than one.

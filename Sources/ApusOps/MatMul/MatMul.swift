@@ -45,7 +45,7 @@ public struct MatMul: AnchorOperator, CostedOperator, TolerantOperator, SampledO
     var result: Attributes = sumType.map { ["sum_type": .type($0)] } ?? [:]
     if leftZero != 0 { result["left_zero"] = .int(leftZero) }
     if rightZero != 0 { result["right_zero"] = .int(rightZero) }
-    if transposesRight { result["transposes_right"] = .int(1) }
+    if transposesRight { result["transposes_right"] = .bool(true) }
     return result
   }
 

@@ -126,5 +126,12 @@ import Testing
           return try $0.apply(Sub(), [$1, mean])
         }))
     #expect(!BatchSplit.isPossible(try network { try $0.apply(Concat(axis: 0), [$1, $1]) }))
+    for axis in [0, -3, 1] {
+      let graph = try network {
+        let first = $0.constant("first", try Tensor([0, 2], .int64, shape: [2]))
+        return try $0.apply(Gather(axis: axis), [$1, first])
+      }
+      #expect(BatchSplit.isPossible(graph) == (axis == 1))
+    }
   }
 }

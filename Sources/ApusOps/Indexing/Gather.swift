@@ -221,9 +221,10 @@ public struct GatherND: Operator {
 }
 
 extension Gather: BatchwiseOperator {
-  /// Rows of a table, named by the batch.
+  /// Rows of a table, named by the batch, or the same rows of every member.
   public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
     guard operands.count == 2, let table = operands[0], let indices = operands[1] else { return false }
+    if table.isBatched && !indices.isBatched { return axis != 0 && axis != -table.rank }
     return !table.isBatched && indices.isBatched && axis == 0
   }
 }

@@ -18,9 +18,10 @@ public enum WeightQuantization {
   ///   - axis: The axis of the channels.
   ///   - searchesClipping: Whether each channel takes the scale with the smallest mean square error
   ///     instead of the one its largest weight needs.
-  public static func perChannel(_ weights: Tensor, axis: Int, searchesClipping: Bool = false)
-    throws(ApusError) -> Result
-  {
+  ///   - window: How the weights along the axes behind the first two are rounded together.
+  public static func perChannel(
+    _ weights: Tensor, axis: Int, searchesClipping: Bool = false, window: WindowRounding? = nil
+  ) throws(ApusError) -> Result {
     let channels = weights.shape[axis]
     let inner = weights.shape[(axis + 1)...].reduce(1, *)
     let values = weights.floats()
@@ -33,8 +34,17 @@ public enum WeightQuantization {
     if searchesClipping { search(values, inner, &scales) }
     let bytes = try Tensor(.int8, shape: weights.shape)
     let target = bytes.mutableBytes.assumingMemoryBound(to: Int8.self)
-    for index in values.indices {
-      target[index] = Int8(rounded(values[index], scales[index / inner % channels]))
+    if let window, inner % window.count == 0 {
+      for first in stride(from: 0, to: values.count, by: window.count) {
+        let scale = scales[first / inner % channels]
+        var steps = values[first..<first + window.count].map { $0 / scale }
+        window.round(&steps)
+        for (index, step) in steps.enumerated() { target[first + index] = Int8(step) }
+      }
+    } else {
+      for index in values.indices {
+        target[index] = Int8(rounded(values[index], scales[index / inner % channels]))
+      }
     }
     return Result(bytes: bytes, scales: try Tensor(scales, shape: [channels]))
   }

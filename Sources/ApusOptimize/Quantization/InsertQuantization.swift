@@ -85,7 +85,8 @@ public struct InsertQuantization: Pass {
     guard let weightsID = node.inputs[1], let weights = graph[weightsID].constant else { return }
     let axis = node.op is Conv ? 0 : 1
     let result = try WeightQuantization.perChannel(
-      weights, axis: axis, searchesClipping: options.searchesWeightClipping)
+      weights, axis: axis, searchesClipping: options.searchesWeightClipping,
+      window: Self.window(of: node, weights))
     let bytes = graph.addConstant(graph.uniqueName("\(node.name).weights"), result.bytes)
     let scales = graph.addConstant(graph.uniqueName("\(node.name).scales"), result.scales)
     let back = try graph.add(
@@ -96,6 +97,16 @@ public struct InsertQuantization: Pass {
       try BiasCorrection(weights, result, axis: axis).apply(
         to: id, means: entry.channelMeans, &graph)
     }
+  }
+}
+
+extension InsertQuantization {
+  /// How the weights of a convolution's window are rounded together.
+  private static func window(of node: Node, _ weights: Tensor) -> WindowRounding? {
+    guard let conv = node.op as? Conv, weights.rank > 2 else { return nil }
+    let window = Array(weights.shape.dropFirst(2))
+    let dilations = conv.dilations.isEmpty ? window.map { _ in 1 } : conv.dilations
+    return WindowRounding(window: window, dilations: dilations)
   }
 }
 

@@ -27,6 +27,7 @@ enum CPUTactics {
       WinogradTactic(isa: isa, pool: pool),
       DepthwiseTactic(isa: isa, pool: pool),
       ByteDepthwiseTactic(pool: pool),
+      RecurrentTactic(isa: isa, pool: pool),
       WindowPoolTactic(isa: isa, pool: pool),
       PointwiseTactic(isa: isa, pool: pool),
       GeneratedRowTactic(isa: isa, pool: pool),

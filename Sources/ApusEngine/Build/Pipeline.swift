@@ -102,6 +102,7 @@ struct Pipeline {
         ConvertToChannelsLast(),
         PropagateTransposes(),
         ReadTransposedRightSides(),
+        ReadRecurrentWeightsByInput(),
         FoldConstants(),
         MergeCommonSubexpressions(),
         RemoveDeadNodes(),

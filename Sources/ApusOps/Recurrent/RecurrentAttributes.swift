@@ -22,6 +22,9 @@ public struct RecurrentAttributes: Sendable, Hashable {
   public var clip: Double
   /// 0: `[sequence, batch, ...]`; 1: `[batch, sequence, ...]`.
   public var layout: Int
+  /// Whether W and R are stored as `[inputs, directions, rows]`, as kernels read them, not as
+  /// `[directions, rows, inputs]`.
+  public var readsWeightsByInput = false
 
   /// Creates the attributes.
   public init(
@@ -46,21 +49,32 @@ public struct RecurrentAttributes: Sendable, Hashable {
     activationBeta = try attributes.floats("activation_beta", [])
     clip = try attributes.float("clip", 0)
     layout = try attributes.int("layout", 0)
+    readsWeightsByInput = try attributes.bool("reads_weights_by_input", false)
   }
 
   var attributes: Attributes {
-    [
+    var result: Attributes = [
       "hidden_size": .int(hiddenSize), "direction": .string(direction.rawValue),
       "activations": .strings(activations), "activation_alpha": .floats(activationAlpha),
       "activation_beta": .floats(activationBeta), "clip": .float(clip), "layout": .int(layout),
     ]
+    if readsWeightsByInput { result["reads_weights_by_input"] = .bool(true) }
+    return result
+  }
+
+  /// Whether cells have the usual activation functions, `defaults`, and sequences come first: what kernels
+  /// take.
+  public func isPlain(_ defaults: [String]) -> Bool {
+    let usual = (0..<directionCount).flatMap { _ in defaults.map { $0.lowercased() } }
+    return clip == 0 && layout == 0
+      && (activations.isEmpty || activations.map { $0.lowercased() } == usual)
   }
 
   /// The number of directions.
   public var directionCount: Int { direction == .bidirectional ? 2 : 1 }
 
   /// Whether direction `index` reads backwards.
-  func isBackwards(_ index: Int) -> Bool {
+  public func isBackwards(_ index: Int) -> Bool {
     direction == .reverse || (direction == .bidirectional && index == 1)
   }
 
@@ -83,7 +97,8 @@ public struct RecurrentAttributes: Sendable, Hashable {
     guard dims.count == 3 else {
       throw ApusError(.typeMismatch, "the input \(x) must have three axes")
     }
-    if let w = try inputs.tensor(1).dims, w.count == 3, let rows = w[1].value,
+    if let w = try inputs.tensor(1).dims, w.count == 3,
+      let rows = w[readsWeightsByInput ? 2 : 1].value,
       rows != gates * hiddenSize
     {
       throw ApusError(

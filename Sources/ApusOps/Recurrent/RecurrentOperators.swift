@@ -9,9 +9,14 @@ import ApusTensor
 /// P?; results Y, Y_h, Y_c. Gates in the order input, output, forget, cell.
 public struct LSTM: CostedOperator {
   public static let name = "LSTM"
+  /// The functions of gates, candidates and results.
+  static let activations = ["Sigmoid", "Tanh", "Tanh"]
   public var recurrent: RecurrentAttributes
   /// Whether the forget gate is one minus the input gate.
   public var inputForget: Bool
+
+  /// Whether it is a cell that kernels take.
+  public var isPlain: Bool { !inputForget && recurrent.isPlain(Self.activations) }
 
   /// Creates the operator.
   public init(_ recurrent: RecurrentAttributes, inputForget: Bool = false) {
@@ -40,7 +45,7 @@ public struct LSTM: CostedOperator {
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
     var run = try RecurrentRun(
-      recurrent, inputs, gates: 4, defaults: ["Sigmoid", "Tanh", "Tanh"], peephole: true)
+      recurrent, inputs, gates: 4, defaults: Self.activations, peephole: true)
     let inputForget = inputForget
     return try run.evaluate(withCell: true) { state in
       let n = state.hidden
@@ -61,9 +66,14 @@ public struct LSTM: CostedOperator {
 /// Gates in the order update, reset, hidden.
 public struct GRU: CostedOperator {
   public static let name = "GRU"
+  /// The functions of gates and candidates.
+  static let activations = ["Sigmoid", "Tanh"]
   public var recurrent: RecurrentAttributes
   /// Whether the reset gate applies after the product with R instead of before.
   public var linearBeforeReset: Bool
+
+  /// Whether it is a cell that kernels take.
+  public var isPlain: Bool { linearBeforeReset && recurrent.isPlain(Self.activations) }
 
   /// Creates the operator.
   public init(_ recurrent: RecurrentAttributes, linearBeforeReset: Bool = false) {
@@ -92,7 +102,7 @@ public struct GRU: CostedOperator {
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
     var run = try RecurrentRun(
-      recurrent, inputs, gates: 3, defaults: ["Sigmoid", "Tanh"], peephole: false)
+      recurrent, inputs, gates: 3, defaults: Self.activations, peephole: false)
     let linear = linearBeforeReset
     return try run.evaluate(withCell: false) { state in
       let n = state.hidden

@@ -102,8 +102,10 @@ struct RecurrentRun {
     guard let w = try checked(1, "W", directions * gates * hidden * depth),
       let r = try checked(2, "R", directions * gates * hidden * hidden)
     else { throw ApusError(.typeMismatch, "W or R is missing") }
-    self.w = w
-    self.r = r
+    let rows = gates * hidden
+    let isTurned = attributes.readsWeightsByInput
+    self.w = isTurned ? Self.byRow(w, depth, directions, rows) : w
+    self.r = isTurned ? Self.byRow(r, hidden, directions, rows) : r
     bias = try checked(3, "B", directions * 2 * gates * hidden)
     lengths =
       try checked(4, "sequence_lens", batchCount)?.map { Int($0) }
@@ -144,6 +146,19 @@ struct RecurrentRun {
     for i in 0..<a {
       for j in 0..<b {
         for k in 0..<n { result[(j * a + i) * n + k] = values[(i * b + j) * n + k] }
+      }
+    }
+    return result
+  }
+
+  /// `[inputs, directions, rows]` to `[directions, rows, inputs]`.
+  private static func byRow(_ values: [Double], _ inputs: Int, _ directions: Int, _ rows: Int)
+    -> [Double]
+  {
+    var result = values
+    for input in 0..<inputs {
+      for row in 0..<directions * rows {
+        result[row * inputs + input] = values[input * directions * rows + row]
       }
     }
     return result

@@ -212,7 +212,7 @@ typedef struct apus_config apus_config;
 
 /* Options by name, the same names and texts as `apus build --NAME TEXT`:
  *   device        auto, cpu, cuda or cuda:N
- *   precision     fp32, bf16, fp16, int8 or auto
+ *   precision     fp32, bf16, fp16, int8, int4 or auto
  *   threads       a count
  *   batch         a count; the size that symbolic first dimensions are tuned for
  *   shape         NAME=MIN:OPT:MAX, each like 1x3x224x224; may be set once per input
@@ -228,6 +228,7 @@ typedef struct apus_config apus_config;
  *   accuracy-metric    top1 or noise
  *   labels        a .npy file with the class of each sample
  *   layer-precision    NODE=PRECISION; may be set once per layer
+ *   int4-group    32, 64 or 128: weights of a column that share a scale with int4
  *   weight-clipping, bias-correction, equalize   true or false
  * and two that only exist here:
  *   calibration-table  the text of a calibration cache

@@ -9,7 +9,7 @@ struct BuildOptions: ParsableArguments {
   @Option(help: "The device: auto, cpu or cuda[:N].")
   var device = "auto"
 
-  @Option(help: "Precision of the kernels: fp32, bf16, fp16, int8 or auto.")
+  @Option(help: "Precision of the kernels: fp32, bf16, fp16, int8, int4 or auto.")
   var precision = "fp32"
 
   @Option(help: "Samples for int8: FILE.npz, FILE.npy, a folder of them, or random:N.")
@@ -41,6 +41,9 @@ struct BuildOptions: ParsableArguments {
 
   @Option(help: "Whether biases make up for the mean error of int8 weights: true or false.")
   var biasCorrection: String?
+
+  @Option(help: "Weights of a column that share a scale with int4: 32, 64 or 128.")
+  var int4Group: Int?
 
   @Option(
     parsing: .singleValue,
@@ -82,7 +85,7 @@ struct BuildOptions: ParsableArguments {
       ("calibrator", calibrator), ("calibration-cache", calibrationCache),
       ("accuracy-budget", accuracyBudget), ("accuracy-metric", accuracyMetric), ("labels", labels),
       ("weight-clipping", weightClipping), ("bias-correction", biasCorrection),
-      ("equalize", equalize),
+      ("equalize", equalize), ("int4-group", int4Group.map { "\($0)" }),
       ("skip-bad-calibration-files", skipBadCalibrationFiles ? "true" : nil), ("threads", threads.map { "\($0)" }),
       ("batch", batch.map { "\($0)" }), ("workspace", workspace), ("timing-cache", timingCache),
       ("level", level.map { "\($0)" }), ("time-budget", timeBudget), ("optimize", optimize),

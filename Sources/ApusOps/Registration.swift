@@ -7,6 +7,7 @@ import ApusGraph
 func registerConvolution(_ registry: inout OperatorRegistry) {
   registry.register(Conv.self)
   registry.register(MatMul.self)
+  registry.register(BlockQuantizedMatMul.self)
   registry.register(MaxPool.self)
   registry.register(AveragePool.self)
   registry.register(LpPool.self)

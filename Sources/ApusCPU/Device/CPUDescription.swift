@@ -31,7 +31,7 @@ package enum CPUDescription {
   /// The element types whose products have generated kernels.
   package static var fastTypes: Set<DataType> {
     guard isa == .avx512 else { return [.float32] }
-    var types: Set<DataType> = [.float32]
+    var types: Set<DataType> = [.float32, .uint4]
     if CPUFeatures.host.avx512VNNI { types.insert(.int8) }
     if CPUFeatures.host.avx512BF16 { types.insert(.bfloat16) }
     return types

@@ -73,6 +73,9 @@ struct AnchoredProblem {
     _ anchor: any Operator, _ inputs: ArraySlice<Problem.Operand?>, _ result: DataType,
     _ extras: [DataType]
   ) -> ProductTypes? {
+    if anchor is BlockQuantizedMatMul, ElementAccess.supports(result, .current) {
+      return ProductTypes(.float32, result: result, operands: extras)
+    }
     let sum = (anchor as? Conv)?.sumType ?? (anchor as? MatMul)?.sumType
     guard inputs.count == 2, let a = inputs.first??.dataType, let b = inputs.last??.dataType,
       ElementAccess.supports(result, .current)

@@ -21,6 +21,7 @@ enum CPUTactics {
     guard isa != .portable else { return [] }
     return [
       MatMulTactic(isa: isa, pool: pool),
+      NibbleMatMulTactic(pool: pool),
       BatchedMatMulTactic(isa: isa, pool: pool),
       ComputedMatMulTactic(pool: pool),
       ConvTactic(isa: isa, pool: pool),

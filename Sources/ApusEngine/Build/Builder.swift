@@ -73,7 +73,7 @@ public struct Builder: Sendable {
     }
     var pipeline = Pipeline(Pipeline.phases(for: backend.traits, precisions))
     try pipeline.run(&graph, report: &report)
-    report.notes += report.refusals.filter { $0.rule == "StoreWeightsInHalf" }.map {
+    report.notes += report.refusals.filter { $0.rule.hasPrefix("StoreWeightsIn") }.map {
       "'\($0.node)' keeps single precision: \($0.reason)"
     }
     let engine = try finish(graph, types, backend, start, report)

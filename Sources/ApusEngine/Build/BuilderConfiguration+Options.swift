@@ -42,6 +42,11 @@ extension BuilderConfiguration {
     case "accuracy-budget": accuracyBudget = try OptionText.positive(option, text)
     case "accuracy-metric": accuracyMetric = try OptionText.choice(option, text)
     case "labels": labelsPath = text
+    case "int4-group":
+      guard let size = Int(text), [32, 64, 128].contains(size) else {
+        throw OptionText.unusable(option, text, "32, 64 or 128")
+      }
+      int4Group = size
     case "layer-precision":
       let (name, precision) = try OptionText.layerPrecision(text)
       layerPrecisions[name] = precision
@@ -56,8 +61,8 @@ extension BuilderConfiguration {
   public static let optionNames = [
     "device", "precision", "threads", "batch", "shape", "workspace", "timing-cache", "level",
     "time-budget", "optimize", "calibration", "calibrator", "calibration-cache", "calibration-table",
-    "skip-bad-calibration-files", "weight-clipping", "bias-correction", "equalize", "layer-precision", "accuracy-budget",
-    "accuracy-metric", "labels",
+    "skip-bad-calibration-files", "weight-clipping", "bias-correction", "equalize", "int4-group",
+    "layer-precision", "accuracy-budget", "accuracy-metric", "labels",
   ]
 }
 
@@ -88,7 +93,7 @@ enum OptionText {
     guard let mark = text.lastIndex(of: "="),
       let precision = BuilderConfiguration.Precision(
         rawValue: String(text[text.index(after: mark)...])), precision != .auto
-    else { throw unusable("layer-precision", text, "NODE=fp32, NODE=bf16, NODE=fp16 or NODE=int8") }
+    else { throw unusable("layer-precision", text, "NODE=fp32, NODE=bf16, NODE=fp16, NODE=int8 or NODE=int4") }
     return (String(text[..<mark]), precision)
   }
 

@@ -9,7 +9,7 @@ import ApusOptimize
 public struct BuilderConfiguration: Sendable {
   /// The element type that kernels compute with.
   public enum Precision: String, Sendable, CaseIterable {
-    case fp32, bf16, fp16, int8, auto
+    case fp32, bf16, fp16, int8, int4, auto
   }
 
   /// The sizes an input may take: the tuner measures at `optimum`.
@@ -63,6 +63,8 @@ public struct BuilderConfiguration: Sendable {
   public var labelsPath: String?
   /// What is done to weights and biases when they become int8.
   public var quantization = QuantizationOptions()
+  /// Rows of a column of int4 weights that share a scale: 32, 64 or 128.
+  public var int4Group = 32
   /// The precision of single layers by the names of their nodes; the others take `precision`.
   public var layerPrecisions: [String: Precision] = [:]
   /// Runs the network by the reference interpreter: no pass, no kernel.

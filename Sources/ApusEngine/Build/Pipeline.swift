@@ -20,7 +20,9 @@ struct Pipeline {
 
   /// The phases before anything is rounded: what calibration watches, and where precisions are chosen.
   static func preparing(_ traits: DeviceTraits) -> [Phase] {
-    (traits.fastTypes.contains(.int8) ? quantized : []) + simplifying
+    let expanded = Phase(phase: .canonical, passes: [ExpandBlockWeights()], rounds: 1)
+    return (traits.fastTypes.contains(.uint4) ? [] : [expanded])
+      + (traits.fastTypes.contains(.int8) ? quantized : []) + simplifying
   }
 
   /// All phases for a device: which types it multiplies fast decides how quantised networks are seen,
@@ -41,6 +43,10 @@ struct Pipeline {
     if let halving = precisions.halving {
       phases.append(
         Phase(phase: .narrowed, passes: [halving, RemoveDeadNodes(), InferTypes()], rounds: 1))
+    }
+    if let quartering = precisions.quartering, traits.fastTypes.contains(.uint4) {
+      phases.append(
+        Phase(phase: .narrowed, passes: [quartering, RemoveDeadNodes(), InferTypes()], rounds: 1))
     }
     return phases + fusing
   }

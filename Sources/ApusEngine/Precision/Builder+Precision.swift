@@ -23,7 +23,10 @@ extension Builder {
     if configuration.precision == .auto { return try chosen(for: network) }
     var result = LayerPrecisions(
       usual: configuration.precision, named: configuration.layerPrecisions,
-      quantization: configuration.quantization)
+      quantization: configuration.quantization, int4Group: configuration.int4Group)
+    if result.uses(.int4) && !traits.fastTypes.contains(.uint4) {
+      Log.warning("this device has no kernels for int4: what is to be int4 computes in fp32")
+    }
     if result.uses(.bf16) && !traits.fastTypes.contains(.bfloat16) {
       Log.warning("this device has no instructions for bf16: what is to be bf16 computes in fp32")
     }
@@ -89,6 +92,7 @@ extension Builder {
     for (name, precision) in configuration.layerPrecisions {
       outcome.precisions.named[name] = precision
     }
+    outcome.precisions.int4Group = configuration.int4Group
     outcome.precisions.notes = outcome.notes + Self.notes(table)
     outcome.precisions.records = outcome.records
     outcome.precisions.isChosen = true

@@ -21,6 +21,9 @@ struct LayerPrecisions: Sendable {
   /// How weights and biases are rounded.
   var quantization = QuantizationOptions()
 
+  /// Rows of int4 weights that share a scale.
+  var int4Group = 32
+
   /// What users of the engine should know.
   var notes: [String] = []
   /// Why each layer has its precision.
@@ -51,6 +54,11 @@ struct LayerPrecisions: Sendable {
   /// The pass that stores weights in half precision; nil when none are to be.
   var halving: StoreWeightsInHalf? {
     uses(.fp16) ? StoreWeightsInHalf(choosing: choice(of: .fp16)) : nil
+  }
+
+  /// The pass that stores weights in four bits; nil when none are to be.
+  var quartering: StoreWeightsInFourBits? {
+    uses(.int4) ? StoreWeightsInFourBits(choosing: choice(of: .int4), block: int4Group) : nil
   }
 
   private func choice(of precision: BuilderConfiguration.Precision) -> LayerChoice {

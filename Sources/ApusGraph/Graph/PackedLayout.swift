@@ -106,11 +106,13 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
   ///
   /// - Throws: `invalid-argument` when the tensor has another number of elements.
   public func pack(_ tensor: Tensor) throws(ApusError) -> Tensor {
-    guard tensor.count == denseCount, !tensor.dataType.isPacked,
+    let isNibbles = tensor.dataType == .uint4
+    guard tensor.count == denseCount, isNibbles ? takesNibbles : !tensor.dataType.isPacked,
       winograd == 0 || transformedTypes.contains(tensor.dataType)
     else {
       throw ApusError(.invalidArgument, "\(tensor.type) cannot be packed as \(self)")
     }
+    if isNibbles { return try packNibbles(tensor) }
     if exactRun > 0 { return try packScaled(tensor) }
     let tensor =
       winograd == 0
@@ -134,6 +136,13 @@ public struct PackedLayout: Hashable, Sendable, CustomStringConvertible {
       packed.dataType == storedType(type)
     else {
       throw ApusError(.invalidArgument, "\(packed.type) is not packed as \(self)")
+    }
+    if type == .uint4 {
+      guard takesNibbles else {
+        throw ApusError(.invalidArgument, "\(packed.type) is not packed as \(self)")
+      }
+      unpackNibbles(packed, into: result)
+      return result
     }
     let dense =
       winograd == 0 ? result : try Tensor(packed.dataType, shape: [rows, batch, columns])

@@ -187,6 +187,15 @@ def test_agrees_with_onnxruntime(name):
             np.testing.assert_allclose(got, want, rtol=1e-3, atol=3e-4)
 
 
+def test_weights_of_four_bits_stay_so():
+    proto, feed = model("four_bits_zeros")
+    engine = apus.build(proto, level=1)
+    kept = engine.inspect()["weights_by_type"]
+    assert "u4" in kept or kept["f32"] >= 4 * 40 * 7, kept
+    wide = apus.build(proto, optimize="reference").run(feed)["o0"]
+    np.testing.assert_allclose(engine.run(feed)["o0"], wide, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("packed", ["all", "pairs"])
 def test_operands_side_by_side_are_the_same_attention(packed):
     """ONNX Runtime takes these forms on GPUs only."""

@@ -87,23 +87,23 @@ struct FourBitWeightsTests {
     (5, 130, 1030), (7, 48, 257), (13, 63, 96), (30, 64, 520), (29, 20, 7), (230, 70, 1100),
   ]
 
-  @Test(arguments: [8, 32, 128], [false, true]) func sizesAndTails(block: Int, unpacks: Bool) throws {
+  @Test(arguments: [8, 32, 128], [0, 1, 2, 4]) func sizesAndTails(block: Int, atOnce: Int) throws {
     for (m, n, k) in Self.sizes {
-      for vectors in 1...4 where unpacks || vectors == 4 || n < 64 {
+      for vectors in 1...4 where vectors >= atOnce {
         for (half, zeros) in [(false, false), (true, false), (false, true), (true, true)] {
           try check(
             NibbleProductPlan.Shape(
-              m: m, n: n, k: k, block: min(block, (k + 7) / 8 * 8), vectors: vectors, unpacks: unpacks,
+              m: m, n: n, k: k, block: min(block, (k + 7) / 8 * 8), vectors: vectors, vectorsAtOnce: atOnce,
               hasHalfScales: half, hasZeros: zeros))
         }
       }
     }
   }
 
-  @Test(arguments: [false, true]) func epilogues(unpacks: Bool) throws {
+  @Test(arguments: [0, 1, 4]) func epilogues(atOnce: Int) throws {
     for (m, n, k) in [(1, 70, 96), (4, 129, 100), (20, 64, 1100)] {
       let shape = NibbleProductPlan.Shape(
-        m: m, n: n, k: k, block: 32, vectors: 4, unpacks: unpacks, hasHalfScales: true)
+        m: m, n: n, k: k, block: 32, vectors: 4, vectorsAtOnce: atOnce, hasHalfScales: true)
       let sum = ScalarExpr.input(0)
       try check(shape, epilogue: .max(.const(0), sum + .input(1)), extras: [.perColumn]) { sum, extras in
         max(0, sum + extras[0])
@@ -121,7 +121,7 @@ struct FourBitWeightsTests {
     for (k, n, vectors) in [(1, 1, 1), (8, 16, 1), (13, 40, 2), (64, 130, 4)] {
       let numbers = try Weights(k: k, n: n, block: 8, half: false, zeros: false).numbers
       let layout = NibbleProductPlan.Shape(
-        m: 1, n: n, k: k, block: 8, vectors: vectors, unpacks: false).packing
+        m: 1, n: n, k: k, block: 8, vectors: vectors).packing
       let packed = try layout.pack(numbers)
       #expect(packed.byteCount == (k + 7) / 8 * layout.panelCount * vectors * 64)
       #expect(try layout.unpack(packed, .uint4, shape: [k, n]).integers() == numbers.integers())

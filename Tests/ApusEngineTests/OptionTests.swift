@@ -16,7 +16,7 @@ import Testing
       ("calibration-cache", "ranges.txt"), ("skip-bad-calibration-files", "true"),
       ("weight-clipping", "true"), ("bias-correction", "false"), ("equalize", "true"),
       ("accuracy-budget", "0.5"), ("accuracy-metric", "noise"), ("labels", "labels.npy"),
-      ("layer-precision", "a=b=fp32"),
+      ("layer-precision", "a=b=fp32"), ("int4-group", "64"),
     ] {
       try configuration.set(option, to: text)
     }
@@ -27,6 +27,7 @@ import Testing
     #expect(configuration.calibration == .random(8) && configuration.calibrator == .percentile(99.9))
     #expect(configuration.quantization.searchesWeightClipping && !configuration.quantization.correctsBias)
     #expect(configuration.accuracyBudget == 0.5 && configuration.accuracyMetric == .noise)
+    #expect(configuration.int4Group == 64)
     #expect(configuration.layerPrecisions == ["a=b": .fp32])
   }
 
@@ -36,7 +37,7 @@ import Testing
     ("shape", "image"), ("shape", "image=1xx3"), ("shape", "image=2:1:3"), ("shape", "image=1:2"),
     ("optimize", "much"), ("calibration", "nowhere"), ("calibrator", "median"),
     ("accuracy-budget", "0"), ("accuracy-metric", "luck"), ("layer-precision", "conv"),
-    ("layer-precision", "conv=auto"), ("equalize", "maybe"),
+    ("layer-precision", "conv=auto"), ("int4-group", "48"), ("equalize", "maybe"),
   ])
   func refusesWithAHint(option: String, text: String) {
     var configuration = BuilderConfiguration()

@@ -21,6 +21,12 @@ package struct NibblePanel: Hashable, Sendable {
   /// Whether there are zero points, bytes; 8 is what stands for zero otherwise.
   package var hasZeros: Bool
 
+  /// The most rows of A whose sums fit the registers: those of a block, those of all, and A's own where
+  /// there are zero points.
+  package var rowLimit: Int { (32 - Self.otherRegisters) / (2 * vectors + (hasZeros ? 1 : 0)) }
+  /// Registers for the table, words and numbers.
+  static let otherRegisters = 5
+
   /// Bytes of a word of every column.
   var wordBytes: Int { panelVectors * 64 }
   /// Bytes of the scales and of the zero points of a block.
@@ -62,9 +68,6 @@ package final class NibbleKernel: Sendable {
       NibbleGenerator(panel, use).generate(), name: "four-bit weights \(panel.vectors) \(use)")
     code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
   }
-
-  /// The most rows of A that registers hold the sums of.
-  package static let rowLimit = 3
 }
 
 /// Writes the code. rax walks A, rbx words, rcx scales, rdx zero points, rsi results; r8 counts blocks.
@@ -84,7 +87,7 @@ private struct NibbleGenerator {
       (rows, strideOfA) = (0, 0)
     }
     guard panel.block > 0, panel.block % 8 == 0, (1...4).contains(panel.vectors),
-      rows <= NibbleKernel.rowLimit
+      rows <= panel.rowLimit
     else { throw ApusError(.notYetSupported, "blocks of \(panel.block) four-bit weights") }
   }
 
@@ -92,9 +95,14 @@ private struct NibbleGenerator {
   private var table: Vec { .zmm(0) }
   private func word(_ vector: Int) -> Vec { .zmm(1 + vector % 2) }
   private func number(_ index: Int) -> Vec { .zmm(3 + index % 2) }
-  private func sumOfA(_ row: Int) -> Vec { .zmm(5 + row) }
-  private func blockSum(_ row: Int, _ vector: Int) -> Vec { .zmm(8 + row * panel.vectors + vector) }
-  private func sum(_ row: Int, _ vector: Int) -> Vec { .zmm(20 + row * panel.vectors + vector) }
+  private var firstSum: Int { NibblePanel.otherRegisters + (panel.hasZeros ? rows : 0) }
+  private func sumOfA(_ row: Int) -> Vec { .zmm(NibblePanel.otherRegisters + row) }
+  private func blockSum(_ row: Int, _ vector: Int) -> Vec {
+    .zmm(firstSum + row * panel.vectors + vector)
+  }
+  private func sum(_ row: Int, _ vector: Int) -> Vec {
+    .zmm(firstSum + (rows + row) * panel.vectors + vector)
+  }
   // Unpacking has no sums.
   private func scale(_ vector: Int) -> Vec { .zmm(8 + vector) }
   private func zero(_ vector: Int) -> Vec { .zmm(12 + vector) }

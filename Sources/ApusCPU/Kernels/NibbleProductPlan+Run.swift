@@ -35,24 +35,41 @@ extension NibbleProductPlan {
         if shape.unpacks {
           unpack(task, panels, operands, arguments)
         } else {
-          for panel in panels { multiply(panel, operands, arguments) }
+          for panel in panels { multiply(task, panel, operands, arguments) }
         }
       }
     }
   }
 
-  /// Points the argument block at a panel from block `first` on.
-  private func point(_ arguments: Arguments, _ panel: Int, block first: Int, _ operands: Operands) {
+  /// The scratch memory of a task.
+  private func scratch(_ task: Int, _ operands: Operands) -> Int {
+    Int(bitPattern: operands.workspace) + task * (workspaceByteCount / tasks)
+  }
+
+  /// Points the argument block at a panel from block `first` and vector `vector` on.
+  private func point(
+    _ arguments: Arguments, _ panel: Int, block first: Int = 0, vector: Int = 0, _ operands: Operands
+  ) {
     typealias Argument = NibbleKernel.Argument
     let width = shape.vectors * 16
-    let scale = panel * shape.blocks + first
+    let column = vector * 16
+    let scale = (panel * shape.blocks + first) * width + column
     let words = (shape.k + 7) / 8
     arguments.lookup[Argument.words] =
-      Int(bitPattern: operands.words) + (panel * words + first * shape.block / 8) * width * 4
+      Int(bitPattern: operands.words)
+      + ((panel * words + first * shape.block / 8) * width + column) * 4
     arguments.lookup[Argument.scales] =
-      Int(bitPattern: operands.scales) + scale * width * (shape.hasHalfScales ? 2 : 4)
-    arguments.lookup[Argument.zeros] = operands.zeros.map { Int(bitPattern: $0) + scale * width } ?? 0
+      Int(bitPattern: operands.scales) + scale * (shape.hasHalfScales ? 2 : 4)
+    arguments.lookup[Argument.zeros] = operands.zeros.map { Int(bitPattern: $0) + scale } ?? 0
   }
+
+  /// Vectors of columns in use of a panel.
+  private func vectors(_ panel: Int) -> Int {
+    panel == shape.panels - 1 ? (shape.lastColumns + 15) / 16 : shape.vectors
+  }
+
+  /// The number of the variant for a panel.
+  private func variant(_ panel: Int) -> Int { panel == shape.panels - 1 ? 1 : 0 }
 
   /// Points the argument block at results and the epilogue's operands.
   private func point(_ arguments: Arguments, row: Int, _ panel: Int, _ operands: Operands) {
@@ -71,33 +88,29 @@ extension NibbleProductPlan {
 
   // MARK: Few rows
 
-  /// The most floats of sums that a tile has.
-  private static let sumCount = NibbleKernel.rowLimit * 64
-
   /// Sums of each tile go to memory, from where they are stored by the code of a product of single
   /// precision: of 1 and the sums.
-  private func multiply(_ panel: Int, _ operands: Operands, _ arguments: Arguments) {
-    let isLast = panel == shape.panels - 1
-    guard let finish = products[1, isLast] else { return }
-    arguments.lookup[NibbleKernel.Argument.blocks] = shape.k / shape.block
-    arguments.lookup[NibbleKernel.Argument.hasRest] = 1
-    point(arguments, panel, block: 0, operands)
-    withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.sumCount + 1) { memory in
-      guard let sums = memory.baseAddress else { return }
-      let one = sums + Self.sumCount
-      one.initialize(to: 1)
-      arguments.lookup[NibbleKernel.Argument.result] = Int(bitPattern: sums)
+  private func multiply(_ task: Int, _ panel: Int, _ operands: Operands, _ arguments: Arguments) {
+    guard let finish = products[1, variant(panel)] else { return }
+    let sums = scratch(task, operands)
+    let used = vectors(panel)
+    var one: Float = 1
+    withUnsafeMutablePointer(to: &one) { one in
       arguments.product[Microkernel.Argument.a] = Int(bitPattern: one)
       arguments.product[Microkernel.Argument.k] = 1
       arguments.product[Microkernel.Argument.flags] = Microkernel.finish
       for tile in tiles {
-        guard let kernel = lookups[tile.count, isLast] else { return }
-        arguments.lookup[NibbleKernel.Argument.a] =
-          Int(bitPattern: operands.a) + tile.row * shape.k * 4
-        kernel.code(arguments.lookup)
+        for vector in stride(from: 0, to: used, by: shape.vectorsAtOnce) {
+          point(arguments, panel, vector: vector, operands)
+          arguments.lookup[NibbleKernel.Argument.blocks] = shape.k / shape.block
+          arguments.lookup[NibbleKernel.Argument.hasRest] = 1
+          arguments.lookup[NibbleKernel.Argument.result] = sums + vector * 64
+          arguments.lookup[NibbleKernel.Argument.a] =
+            Int(bitPattern: operands.a) + tile.row * shape.k * 4
+          lookups[tile.count, min(shape.vectorsAtOnce, used - vector)]?.code(arguments.lookup)
+        }
         for row in 0..<tile.count {
-          arguments.product[Microkernel.Argument.b] =
-            Int(bitPattern: sums + row * shape.vectors * 16)
+          arguments.product[Microkernel.Argument.b] = sums + row * shape.vectors * 64
           point(arguments, row: tile.row + row, panel, operands)
           finish.code(arguments.product)
         }
@@ -109,8 +122,7 @@ extension NibbleProductPlan {
 
   /// For each block of rows of A: a stretch of a panel is unpacked and multiplied with all of them.
   private func unpack(_ task: Int, _ panels: Range<Int>, _ operands: Operands, _ arguments: Arguments) {
-    guard let workspace = operands.workspace else { return }
-    let scratch = Int(bitPattern: workspace) + task * (workspaceByteCount / tasks)
+    let scratch = scratch(task, operands)
     for first in stride(from: 0, to: tiles.count, by: tilesPerBlock) {
       let rows = first..<min(tiles.count, first + tilesPerBlock)
       for panel in panels {
@@ -131,7 +143,7 @@ extension NibbleProductPlan {
     arguments.lookup[NibbleKernel.Argument.hasRest] = blocks.upperBound > whole ? 1 : 0
     arguments.lookup[NibbleKernel.Argument.result] = scratch
     point(arguments, panel, block: blocks.lowerBound, operands)
-    lookups[0, panel == shape.panels - 1]?.code(arguments.lookup)
+    lookups[0, vectors(panel)]?.code(arguments.lookup)
   }
 
   private func multiply(
@@ -149,7 +161,7 @@ extension NibbleProductPlan {
       arguments.product[Microkernel.Argument.a] =
         Int(bitPattern: operands.a) + (tile.row * shape.k + start) * 4
       point(arguments, row: tile.row, panel, operands)
-      products[tile.count, panel == shape.panels - 1]?.code(arguments.product)
+      products[tile.count, variant(panel)]?.code(arguments.product)
     }
   }
 }

@@ -20,17 +20,19 @@ package final class NibbleProductPlan: Sendable {
     package var block: Int
     /// Vectors of columns of a panel.
     package var vectors: Int
-    /// Whether weights are unpacked into memory.
-    package var unpacks: Bool
+    /// Vectors of columns that are multiplied at a time, of which fewer leave registers for more rows; 0
+    /// where weights are unpacked into memory.
+    package var vectorsAtOnce: Int
     package var hasHalfScales: Bool
     package var hasZeros: Bool
 
     package init(
-      m: Int, n: Int, k: Int, block: Int, vectors: Int, unpacks: Bool, hasHalfScales: Bool = false,
-      hasZeros: Bool = false
+      m: Int, n: Int, k: Int, block: Int, vectors: Int, vectorsAtOnce: Int = 0,
+      hasHalfScales: Bool = false, hasZeros: Bool = false
     ) {
       (self.m, self.n, self.k, self.block, self.vectors) = (m, n, k, block, vectors)
-      (self.unpacks, self.hasHalfScales, self.hasZeros) = (unpacks, hasHalfScales, hasZeros)
+      self.vectorsAtOnce = min(vectors, vectorsAtOnce)
+      (self.hasHalfScales, self.hasZeros) = (hasHalfScales, hasZeros)
     }
 
     /// The order in which the weights are stored.
@@ -43,14 +45,23 @@ package final class NibbleProductPlan: Sendable {
     }
     var blocks: Int { (k + block - 1) / block }
     var panels: Int { (n + vectors * 16 - 1) / (vectors * 16) }
-    /// Vectors of columns in use of the last panel.
-    var lastVectors: Int { (n - (panels - 1) * vectors * 16 + 15) / 16 }
+    /// Columns of the last panel.
+    var lastColumns: Int { n - (panels - 1) * vectors * 16 }
+    var unpacks: Bool { vectorsAtOnce == 0 }
     /// Rows of a tile.
-    var tileRows: Int { unpacks ? [28, 14, 9, 6][vectors - 1] : NibbleKernel.rowLimit }
+    var tileRows: Int { unpacks ? [28, 14, 9, 6][vectors - 1] : panel(vectors: vectorsAtOnce).rowLimit }
 
-    func panel(isLast: Bool) -> NibblePanel {
+    /// Numbers of vectors that are read at a time.
+    var vectorsInUse: Set<Int> {
+      let last = (lastColumns + 15) / 16
+      guard !unpacks else { return panels > 1 ? [vectors, last] : [last] }
+      let parts = (panels > 1 ? [vectors, last] : [last]).flatMap { [min($0, vectorsAtOnce), $0 % vectorsAtOnce] }
+      return Set(parts.filter { $0 > 0 })
+    }
+
+    func panel(vectors used: Int) -> NibblePanel {
       NibblePanel(
-        block: block, panelVectors: vectors, vectors: isLast ? lastVectors : vectors, rest: k % block,
+        block: block, panelVectors: vectors, vectors: used, rest: k % block,
         hasHalfScales: hasHalfScales, hasZeros: hasZeros)
     }
   }
@@ -87,24 +98,29 @@ package final class NibbleProductPlan: Sendable {
   /// Blocks of weights that are unpacked at a time.
   let stretch: Int
   let tasks: Int
+  /// By vectors of columns.
   let lookups: Kernels<NibbleKernel>
+  /// For whole panels (0) and for the last one (1).
   let products: Kernels<Microkernel>
 
-  /// Generated code by number of rows, for whole panels and for the last one.
+  /// Generated code by number of rows and another number.
   struct Kernels<Kernel: Sendable>: Sendable {
-    private var whole: [Int: Kernel] = [:]
-    private var last: [Int: Kernel] = [:]
+    private var known: [[Kernel?]] = []
 
-    init(_ shape: Shape, rows: Set<Int>, _ make: (Int, _ isLast: Bool) throws(ApusError) -> Kernel)
+    init(rows: Set<Int>, _ others: Set<Int>, _ make: (_ rows: Int, _ other: Int) throws(ApusError) -> Kernel)
       throws(ApusError)
     {
-      for count in rows.sorted() {
-        if shape.panels > 1 { whole[count] = try make(count, false) }
-        last[count] = try make(count, true)
+      for count in 0...(rows.max() ?? 0) {
+        var line: [Kernel?] = []
+        for other in 0...(others.max() ?? 0) {
+          let isWanted = rows.contains(count) && others.contains(other)
+          line.append(isWanted ? try make(count, other) : nil)
+        }
+        known.append(line)
       }
     }
 
-    subscript(rows: Int, isLast: Bool) -> Kernel? { isLast ? last[rows] : whole[rows] }
+    subscript(rows: Int, other: Int) -> Kernel? { known[rows][other] }
   }
 
   /// Plans a product of matrices whose rows follow each other.
@@ -114,7 +130,8 @@ package final class NibbleProductPlan: Sendable {
     _ shape: Shape, epilogue: ScalarExpr = .input(0), extras: [EpilogueOperand] = [],
     types: ProductTypes = ProductTypes()
   ) throws(ApusError) {
-    guard ISA.current == .avx512, shape.m > 0, shape.n > 0, shape.k > 0, (1...4).contains(shape.vectors)
+    guard ISA.current == .avx512, shape.m > 0, shape.n > 0, shape.k > 0,
+      (1...4).contains(shape.vectors), shape.vectorsAtOnce >= 0
     else { throw ApusError(.notYetSupported, "a product with four-bit weights of \(shape)") }
     self.shape = shape
     self.extras = extras
@@ -132,15 +149,18 @@ package final class NibbleProductPlan: Sendable {
     let rowsOfA = max(1, (448 << 10) / (4 * stretch * shape.block))
     tilesPerBlock = shape.unpacks ? max(1, rowsOfA / shape.tileRows) : tiles.count
     tasks = min(shape.panels, (shape.unpacks ? 4 : 8) * ThreadPool.availableProcessors())
-    workspaceByteCount = shape.unpacks ? tasks * stretch * shape.block * shape.vectors * 64 : 0
+    workspaceByteCount =
+      tasks * shape.vectors * 64 * (shape.unpacks ? stretch * shape.block : sizes.max() ?? 1)
     let counts = Set(sizes)
-    lookups = try Kernels(shape, rows: shape.unpacks ? [0] : counts) { (rows, isLast) throws(ApusError) in
+    lookups = try Kernels(rows: shape.unpacks ? [0] : counts, shape.vectorsInUse) {
+      (rows, vectors) throws(ApusError) in
       try NibbleKernel(
-        shape.panel(isLast: isLast),
+        shape.panel(vectors: vectors),
         rows == 0 ? .unpack : .product(rows: rows, strideOfA: 4 * shape.k))
     }
-    products = try Kernels(shape, rows: shape.unpacks ? counts : [1]) { (rows, isLast) throws(ApusError) in
-      let columns = isLast ? shape.n - (shape.panels - 1) * shape.vectors * 16 : shape.vectors * 16
+    products = try Kernels(rows: shape.unpacks ? counts : [1], shape.panels > 1 ? [0, 1] : [1]) {
+      (rows, isLast) throws(ApusError) in
+      let columns = isLast == 1 ? shape.lastColumns : shape.vectors * 16
       return try Microkernel(
         MicrokernelShape(
           rowOffsets: (0..<rows).map { $0 * 4 * shape.k }, vectors: (columns + 15) / 16,

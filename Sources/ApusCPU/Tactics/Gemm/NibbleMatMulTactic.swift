@@ -36,9 +36,13 @@ struct NibbleMatMulTactic: Tactic {
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
     guard let shape = Self.shape(problem, TacticConfiguration()) else { return [TacticConfiguration()] }
     let most = min(4, (shape.n + 15) / 16)
-    let looking: TacticConfiguration = ["nv": most, "unpack": 0]
-    let unpacking = [4, 3, 2, 1].filter { $0 <= most }.map { ["nv": $0, "unpack": 1] as TacticConfiguration }
-    return shape.m < 8 ? [looking] + unpacking : unpacking + [looking]
+    var result: [TacticConfiguration] = []
+    for vectors in [4, 2, 1] where vectors <= most {
+      result.append(["nv": most, "once": vectors])
+      if shape.m <= shape.panel(vectors: vectors).rowLimit { break }
+    }
+    let unpacking = [4, 3, 2].filter { $0 <= most }.map { ["nv": $0, "once": 0] as TacticConfiguration }
+    return shape.m < 4 ? result : result + (unpacking.isEmpty ? [["nv": most, "once": 0]] : unpacking)
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
@@ -55,8 +59,7 @@ struct NibbleMatMulTactic: Tactic {
     // Instructions for each vector of weights: those that look it up, and one for each row.
     let perTile = shape.unpacks ? 0 : 2.0
     let once = shape.unpacks ? 6.0 : 0
-    let useOfRegisters = shape.vectors > 1 || !shape.unpacks ? 1 : 1.3
-    return weights / 16 * (once + tiles * perTile + Double(shape.m) * useOfRegisters) / 4e9
+    return weights / 16 * (once + tiles * perTile + Double(shape.m)) / 4e9
   }
 
   func compile(_ problem: Problem, _ configuration: TacticConfiguration) throws(ApusError)
@@ -84,7 +87,7 @@ struct NibbleMatMulTactic: Tactic {
     return NibbleProductPlan.Shape(
       m: a.shape.dropLast().reduce(1, *), n: q.shape[1], k: q.shape[0],
       block: min(product.block, (q.shape[0] + 7) / 8 * 8),
-      vectors: configuration["nv"] ?? 4, unpacks: configuration["unpack"] == 1,
+      vectors: configuration["nv"] ?? 4, vectorsAtOnce: configuration["once"] ?? 4,
       hasHalfScales: scales.dataType == .float16, hasZeros: inputs.count > 3 && inputs[3] != nil)
   }
 }

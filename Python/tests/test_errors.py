@@ -90,6 +90,18 @@ def test_precision_is_never_silently_ignored(digits_path):
         assert "int8" in str(engine.inspect())
 
 
+def test_four_bits_are_said_or_refused(digits_path, digits_test):
+    engine = apus.build(digits_path, precision="int4", int4_group=32, level=0)
+    report = engine.inspect()
+    assert report["build"]["precision"] == "int4"
+    if "StoreWeightsInFourBits" in report["build"]["rewrites"]:
+        assert report["weights_by_type"]["u4"] > 0
+    probability = engine.run({"image": digits_test["image"]})["probability"]
+    assert (probability.argmax(1) == digits_test["label"]).mean() > 0.95
+    with pytest.raises(apus.ApusError, match="32, 64 or 128"):
+        apus.build(digits_path, precision="int4", int4_group=48)
+
+
 def test_error_pickles():
     error = pickle.loads(pickle.dumps(apus.ApusError("file-access", "text")))
     assert (error.code, str(error)) == ("file-access", "text")

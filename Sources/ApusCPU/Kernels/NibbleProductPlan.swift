@@ -144,7 +144,7 @@ package final class NibbleProductPlan: Sendable {
       return (row, size)
     }
     // Sums wait in C between stretches, where it can hold them.
-    let most = types.result == .float32 ? max(1, 512 / shape.block) : shape.blocks
+    let most = types.result == .float32 ? max(1, 256 / shape.block) : shape.blocks
     stretch = min(most, shape.blocks)
     let rowsOfA = max(1, (448 << 10) / (4 * stretch * shape.block))
     tilesPerBlock = shape.unpacks ? max(1, rowsOfA / shape.tileRows) : tiles.count

@@ -19,7 +19,7 @@ let base: [Target.Dependency] = ["ApusBase", "ApusTensor", "ApusGraph"]
 let core: [Target.Dependency] = base + ["ApusOps"]
 /// What users of the library import, with what it re-exports.
 let library: [Target.Dependency] =
-  core + ["ApusCalibration", "ApusEngine", "ApusONNX", "Apus"]
+  core + ["ApusCalibration", "ApusImages", "ApusEngine", "ApusONNX", "Apus"]
 
 /// The library targets in dependency order; ARCHITECTURE.md has the same table with a sentence each.
 let package = Package(
@@ -48,6 +48,7 @@ let package = Package(
     .target(name: "ApusONNX", dependencies: core + ["ApusProto"], swiftSettings: settings),
     .target(
       name: "ApusCalibration", dependencies: ["ApusBase", "ApusTensor"], swiftSettings: settings),
+    .target(name: "ApusImages", dependencies: ["ApusBase", "ApusTensor"], swiftSettings: settings),
     .target(name: "ApusOptimize", dependencies: core + ["ApusCalibration"], swiftSettings: settings),
     .target(name: "ApusKernel", dependencies: core, swiftSettings: settings),
     .target(name: "ApusX86", dependencies: ["ApusBase"], swiftSettings: settings),
@@ -55,10 +56,12 @@ let package = Package(
       name: "ApusCPU", dependencies: core + ["CApusShims", "ApusKernel", "ApusX86"], swiftSettings: settings),
     .target(
       name: "ApusEngine",
-      dependencies: core + ["ApusCalibration", "ApusOptimize", "ApusKernel", "ApusCPU"],
+      dependencies: core + [
+        "ApusCalibration", "ApusImages", "ApusOptimize", "ApusKernel", "ApusCPU",
+      ],
       swiftSettings: settings),
     .target(
-      name: "Apus", dependencies: core + ["ApusCalibration", "ApusEngine", "ApusONNX"],
+      name: "Apus", dependencies: core + ["ApusCalibration", "ApusImages", "ApusEngine", "ApusONNX"],
       swiftSettings: settings),
     .systemLibrary(name: "CApus", path: "include"),
     .target(name: "ApusC", dependencies: library + ["CApus"], swiftSettings: settings),

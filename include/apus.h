@@ -220,7 +220,9 @@ typedef struct apus_config apus_config;
  *   timing-cache  a file
  *   level         0...5, how hard to search for fast kernels
  *   time-budget   seconds
- *   calibration   FILE.npz, FILE.npy, a folder of them, or random:N; samples for int8 and auto
+ *   calibration   FILE.npz, FILE.npy, a folder of them or of images, or random:N; samples for int8 and auto
+ *   preprocess    what is done to images: resize=S, size=WxH, crop=S, scale=D, mean=R:G:B, std=R:G:B, gray, bgr,
+ *                 layout=NHWC, separated by commas
  *   calibrator    entropy, minmax, percentile, percentile:P or mse
  *   calibration-cache  a file, used when it exists, else written
  *   skip-bad-calibration-files  true or false

@@ -3,6 +3,7 @@
 """Thresholds against the published algorithm, calibration from Python, and what int8 keeps of real
 classifiers' answers."""
 
+import ctypes
 import os
 import pathlib
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import apus
+import apus.images
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = pathlib.Path(os.environ.get("APUS_SHARED", ROOT.parent / "shared"))
@@ -240,6 +242,58 @@ def test_images_become_calibration_data(tmp_path):
     assert failed.returncode != 0 and "broken.jpg" in failed.stderr
     skipped = subprocess.run(command + ["--skip-bad"], capture_output=True, text=True, check=True)
     assert "1 left out" in skipped.stdout
+
+
+IMAGE_STEPS = [
+    "crop=64x40,scale=255", "resize=48,crop=40,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225",
+    "size=32x50,bgr,mean=100:110:120,std=50", "gray,resize=100,crop=90,scale=255,mean=0.5",
+    "size=40x30,scale=255,layout=NHWC",
+]
+
+
+def convolution(shape, last):
+    """A convolution of images of this shape, whose channels may be last."""
+    channels = shape[-1] if last else shape[0]
+    weights = np.random.default_rng(1).standard_normal((4, channels, 3, 3)).astype(np.float32)
+    nodes = [helper.make_node("Conv", ["c", "w"], ["y"]), helper.make_node("Relu", ["y"], ["z"])]
+    order = [0, 3, 1, 2] if last else [0, 1, 2, 3]
+    nodes.insert(0, helper.make_node("Transpose", ["x"], ["c"], perm=order))
+    graph = helper.make_graph(
+        nodes, "images", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weights, "w")])
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def test_images_of_the_command_are_those_of_pillow(tmp_path):
+    """Apus reads images by itself: the same pixels, or a step beside them, give the same ranges."""
+    image = pytest.importorskip("PIL.Image")
+    try:
+        ctypes.CDLL("libturbojpeg.so.0"), ctypes.CDLL("libpng16.so.16")
+    except OSError as error:
+        pytest.skip(f"a library for images is not installed: {error}")
+    (tmp_path / "images").mkdir()
+    noise = np.random.default_rng(3).integers(0, 256, (6, 9, 12, 4), np.uint8)
+    for index, array in enumerate(noise):
+        large = image.fromarray(array).resize((90 + index, 70), image.BICUBIC)
+        if index % 2:
+            large.convert("RGB").save(tmp_path / f"images/{index}.jpg", quality=92)
+        else:
+            (large if index else large.convert("L")).save(tmp_path / f"images/{index}.png")
+    for number, steps in enumerate(IMAGE_STEPS):
+        made, _ = apus.images.load(tmp_path / "images", steps)
+        model = convolution(made.shape[1:], "NHWC" in steps)
+        tables = []
+        np.savez(tmp_path / "arrays.npz", x=made)
+        for given in ({"calibration": tmp_path / "arrays.npz"}, {"calibration": tmp_path / "images", "preprocess": steps}):
+            cache = tmp_path / f"{number}.{len(tables)}.txt"
+            apus.build(model, precision="int8", calibrator="minmax", calibration_cache=cache, level=0, **given)
+            lines = [line.split("\t") for line in cache.read_text().splitlines()]
+            tables.append({line[1]: [float(x) for x in line[2:4]] for line in lines if line[0] == "tensor"})
+        assert tables[0].keys() == tables[1].keys() and tables[0]
+        for name, limits in tables[0].items():
+            np.testing.assert_allclose(tables[1][name], limits, atol=0.02 * max(map(abs, limits)))
 
 
 def test_images_without_pillow_or_files_are_errors(tmp_path):

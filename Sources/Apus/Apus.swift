@@ -5,6 +5,7 @@
 @_exported import ApusCalibration
 @_exported import ApusEngine
 @_exported import ApusGraph
+@_exported import ApusImages
 @_exported import ApusONNX
 @_exported import ApusOps
 @_exported import ApusTensor

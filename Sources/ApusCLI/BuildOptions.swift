@@ -12,8 +12,14 @@ struct BuildOptions: ParsableArguments {
   @Option(help: "Precision of the kernels: fp32, bf16, fp16, int8, int4 or auto.")
   var precision = "fp32"
 
-  @Option(help: "Samples for int8: FILE.npz, FILE.npy, a folder of them, or random:N.")
+  @Option(help: "Samples for int8: FILE.npz, FILE.npy, a folder of them or of images, or random:N.")
   var calibration: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "What is done to images, for example resize=256,crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225.",
+      valueName: "steps"))
+  var preprocess: String?
 
   @Option(help: "How ranges are chosen: entropy, minmax, percentile, percentile:P or mse.")
   var calibrator: String?
@@ -82,7 +88,7 @@ struct BuildOptions: ParsableArguments {
     var result = BuilderConfiguration()
     let options: [(String, String?)] = [
       ("device", device), ("precision", precision), ("calibration", calibration),
-      ("calibrator", calibrator), ("calibration-cache", calibrationCache),
+      ("preprocess", preprocess), ("calibrator", calibrator), ("calibration-cache", calibrationCache),
       ("accuracy-budget", accuracyBudget), ("accuracy-metric", accuracyMetric), ("labels", labels),
       ("weight-clipping", weightClipping), ("bias-correction", biasCorrection),
       ("equalize", equalize), ("int4-group", int4Group.map { "\($0)" }),

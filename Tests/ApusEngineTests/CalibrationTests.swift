@@ -218,7 +218,7 @@ import Testing
     #expect(throws: ApusError.self) { try batches() }
     try FileIO.write(text: "", to: "\(folder)/a.jpg")
     let error = #expect(throws: ApusError.self) { try batches() }
-    #expect(error?.hint?.contains("apus.images") == true)
+    #expect(error?.hint?.contains("--preprocess") == true)
   }
 
   @Test func samplesMayArriveOverTime() async throws {

@@ -17,6 +17,7 @@ import Testing
       ("weight-clipping", "true"), ("bias-correction", "false"), ("equalize", "true"),
       ("accuracy-budget", "0.5"), ("accuracy-metric", "noise"), ("labels", "labels.npy"),
       ("layer-precision", "a=b=fp32"), ("int4-group", "64"),
+      ("preprocess", "resize=256,crop=224,scale=255"),
     ] {
       try configuration.set(option, to: text)
     }
@@ -37,7 +38,8 @@ import Testing
     ("shape", "image"), ("shape", "image=1xx3"), ("shape", "image=2:1:3"), ("shape", "image=1:2"),
     ("optimize", "much"), ("calibration", "nowhere"), ("calibrator", "median"),
     ("accuracy-budget", "0"), ("accuracy-metric", "luck"), ("layer-precision", "conv"),
-    ("layer-precision", "conv=auto"), ("int4-group", "48"), ("equalize", "maybe"),
+    ("layer-precision", "conv=auto"), ("int4-group", "48"), ("preprocess", "blur=3"),
+    ("preprocess", "crop=0"), ("preprocess", "mean=1:2"), ("preprocess", "scale=0"), ("equalize", "maybe"),
   ])
   func refusesWithAHint(option: String, text: String) {
     var configuration = BuilderConfiguration()

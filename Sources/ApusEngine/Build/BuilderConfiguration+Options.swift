@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusCalibration
+import ApusImages
 
 extension BuilderConfiguration {
   /// Sets an option by the name and text that `apus build --NAME TEXT` takes; the C interface and
@@ -28,6 +29,7 @@ extension BuilderConfiguration {
       }
       isReference = text == "reference"
     case "calibration": calibration = try CalibrationSource(text)
+    case "preprocess": preprocessing = try ImagePreprocessing(text)
     case "calibration-cache": calibrationCachePath = text
     case "calibration-table": calibrationTable = try CalibrationTable(parsing: text)
     case "skip-bad-calibration-files": skipsBadCalibrationFiles = try OptionText.flag(option, text)
@@ -60,7 +62,7 @@ extension BuilderConfiguration {
   /// The names that `set` takes.
   public static let optionNames = [
     "device", "precision", "threads", "batch", "shape", "workspace", "timing-cache", "level",
-    "time-budget", "optimize", "calibration", "calibrator", "calibration-cache", "calibration-table",
+    "time-budget", "optimize", "calibration", "preprocess", "calibrator", "calibration-cache", "calibration-table",
     "skip-bad-calibration-files", "weight-clipping", "bias-correction", "equalize", "int4-group",
     "layer-precision", "accuracy-budget", "accuracy-metric", "labels",
   ]

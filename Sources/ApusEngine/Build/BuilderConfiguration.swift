@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusCalibration
+import ApusImages
 import ApusOptimize
 
 /// What a build is asked for.
@@ -47,6 +48,8 @@ public struct BuilderConfiguration: Sendable {
   public var timingCachePath: String?
   /// Samples for int8, of what the network will see.
   public var calibration: CalibrationSource?
+  /// What is done to images among them; without it there can be none.
+  public var preprocessing: ImagePreprocessing?
   /// How ranges are chosen from them; nil for `entropy`, or for whatever a cache was made by.
   public var chosenCalibrator: Calibrator?
   /// A file with the ranges: used when it exists, else written.

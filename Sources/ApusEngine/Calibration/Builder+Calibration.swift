@@ -28,7 +28,8 @@ extension Builder {
       }
       try source.forEachBatch(
         of: inputs, openBatch: configuration.batch ?? 1,
-        skipsBadFiles: configuration.skipsBadCalibrationFiles
+        skipsBadFiles: configuration.skipsBadCalibrationFiles,
+        preprocessing: configuration.preprocessing
       ) { (batch) throws(ApusError) in _ = samples.take(batch) }
       return known
     }
@@ -61,6 +62,7 @@ extension Builder {
     try calibration.add(
       contentsOf: source, openBatch: configuration.batch ?? 1,
       skipsBadFiles: configuration.skipsBadCalibrationFiles,
+      preprocessing: configuration.preprocessing,
       statePath: path.map { "\($0).partial" }, progress: progress, where: isWanted)
     var table = try calibration.finish()
     if case .random = source {

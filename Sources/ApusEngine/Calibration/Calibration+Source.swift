@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusCalibration
+import ApusImages
 import ApusTensor
 
 extension Calibration {
@@ -14,29 +15,32 @@ extension Calibration {
   /// - Parameters:
   ///   - openBatch: The batch where the network leaves it open.
   ///   - skipsBadFiles: Whether a file that cannot be used is left out with a warning.
+  ///   - preprocessing: What is done to images; without it there can be none.
   ///   - statePath: Where to keep the state now and then, and to go on from; removed at the end.
   ///   - progress: Called after each batch; returning false stops.
   /// - Throws: `file-access`, `malformed-file` or `invalid-argument` with the file; `cancelled`.
   public func add(
     contentsOf source: CalibrationSource, openBatch: Int = 1, skipsBadFiles: Bool = false,
-    statePath: String? = nil, progress: ProgressHandler? = nil
+    preprocessing: ImagePreprocessing? = nil, statePath: String? = nil,
+    progress: ProgressHandler? = nil
   ) throws(ApusError) {
     try add(
-      contentsOf: source, openBatch: openBatch, skipsBadFiles: skipsBadFiles, statePath: statePath,
-      progress: progress, where: { _ in true })
+      contentsOf: source, openBatch: openBatch, skipsBadFiles: skipsBadFiles,
+      preprocessing: preprocessing, statePath: statePath, progress: progress, where: { _ in true })
   }
 
   /// Adds the batches for which `isWanted` is true.
   func add(
-    contentsOf source: CalibrationSource, openBatch: Int, skipsBadFiles: Bool, statePath: String?,
-    progress: ProgressHandler?, where isWanted: (CalibrationBatch) -> Bool
+    contentsOf source: CalibrationSource, openBatch: Int, skipsBadFiles: Bool,
+    preprocessing: ImagePreprocessing?, statePath: String?, progress: ProgressHandler?, where isWanted: (CalibrationBatch) -> Bool
   ) throws(ApusError) {
     var keeper = StateKeeper(path: statePath, interval: Self.savingInterval)
     let known = keeper.restore(self)
     var passed = 0
     let start = Clock.seconds
-    try source.forEachBatch(of: inputs, openBatch: openBatch, skipsBadFiles: skipsBadFiles) {
-      (batch) throws(ApusError) in
+    try source.forEachBatch(
+      of: inputs, openBatch: openBatch, skipsBadFiles: skipsBadFiles, preprocessing: preprocessing
+    ) { (batch) throws(ApusError) in
       guard isWanted(batch) else { return }
       if let known, passed < known.batchCount {
         passed += 1

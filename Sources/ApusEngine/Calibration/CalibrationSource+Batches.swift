@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusGraph
+import ApusImages
 import ApusTensor
 
 /// One batch of calibration data.
@@ -28,7 +29,7 @@ extension CalibrationSource {
     var result: [[String: Tensor]] = []
     try forEachBatch(
       of: inputs, openBatch: configuration.batch ?? 1,
-      skipsBadFiles: configuration.skipsBadCalibrationFiles
+      skipsBadFiles: configuration.skipsBadCalibrationFiles, preprocessing: configuration.preprocessing
     ) { (batch) throws(ApusError) in result.append(batch.inputs) }
     return result
   }
@@ -38,14 +39,21 @@ extension CalibrationSource {
   /// - Parameters:
   ///   - openBatch: The batch where the network leaves it open.
   ///   - skipsBadFiles: Whether a file that cannot be used is left out with a warning.
+  ///   - preprocessing: What is done to images.
   /// - Throws: `file-access`, `malformed-file` or `invalid-argument` with the file; what `body` throws.
   func forEachBatch(
     of inputs: [Engine.Binding], openBatch: Int, skipsBadFiles: Bool,
+    preprocessing: ImagePreprocessing? = nil,
     _ body: (CalibrationBatch) throws(ApusError) -> Void
   ) throws(ApusError) {
     if case .random(let count) = self { return try random(count, inputs, openBatch, body) }
     let reader = CalibrationBatches(inputs: inputs, openBatch: openBatch)
-    let files = try files()
+    let files = try files(images: preprocessing != nil)
+    if let preprocessing, files.allSatisfy(ImageFile.isImage), !files.isEmpty {
+      let images = ImageBatches(
+        inputs: inputs, openBatch: openBatch, preprocessing: preprocessing, skipsBadFiles: skipsBadFiles)
+      return try images.forEach(files, body)
+    }
     var samples = 0
     var skipped = 0
     for (number, file) in files.enumerated() {

@@ -2,13 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusImages
 import ApusTensor
 
 /// Where calibration samples come from, as `--calibration` names it.
 public enum CalibrationSource: Hashable, Sendable {
   /// A `.npz` file with an array for each input, or a `.npy` file for a network of one input.
   case file(String)
-  /// A folder of such files, in the order of their names.
+  /// A folder of such files, or of images, in the order of their names.
   case folder(String)
   /// Random numbers, for measurements of speed only.
   case random(Int)
@@ -37,9 +38,10 @@ public enum CalibrationSource: Hashable, Sendable {
 
   /// The files, in order.
   ///
-  /// - Throws: `file-access`; `invalid-argument` for a folder without arrays, which names what to do
+  /// - Parameter images: Whether images serve, too, in a folder without arrays.
+  /// - Throws: `file-access`; `invalid-argument` for a folder without data, which names what to do
   ///   about images.
-  func files() throws(ApusError) -> [String] {
+  func files(images takesImages: Bool = false) throws(ApusError) -> [String] {
     switch self {
     case .random: return []
     case .file(let path): return [path]
@@ -47,17 +49,17 @@ public enum CalibrationSource: Hashable, Sendable {
       let names = try FileIO.names(inFolder: folder).sorted()
       let arrays = names.filter { $0.hasSuffix(".npz") || $0.hasSuffix(".npy") }
       if !arrays.isEmpty { return arrays.map { "\(folder)/\($0)" } }
-      let images = names.filter { name in
-        [".jpg", ".jpeg", ".png"].contains { name.lowercased().hasSuffix($0) }
-      }
+      let images = names.filter(ImageFile.isImage)
+      if takesImages && !images.isEmpty { return images.map { "\(folder)/\($0)" } }
       throw ApusError(
         .invalidArgument,
         images.isEmpty
           ? "the folder '\(folder)' has no calibration data"
-          : "the folder '\(folder)' has \(images.count) images, which must become arrays first",
+          : "the folder '\(folder)' has \(images.count) images, and nothing says how they become arrays",
         hint: images.isEmpty
-          ? "put .npz or .npy files there"
-          : "python3 -m apus.images \(folder) calibration.npz --preprocess resize=256,crop=224,…")
+          ? "put .npz or .npy files or images there"
+          : "say what the network was trained with, for example --preprocess "
+            + "resize=256,crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225")
     }
   }
 }

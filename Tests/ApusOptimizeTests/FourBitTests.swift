@@ -74,6 +74,17 @@ import Testing
     #expect(anchors(engine).filter { $0 is BlockQuantizedMatMul }.count == 1)
   }
 
+  @Test func layersOfFourBitsAreBlamed() throws {
+    let graph = try network(try SmallNetworks.weights([70, 50], seed: 1))
+    let engine = try Builder(configuration(group: 64)).build(graph)
+    guard engine.device.fastTypes.contains(.uint4) else { return }
+    var generator = SeededGenerator(seed: 5)
+    let batches = [["x": try generator.tensor(.float32, shape: [3, 70])]]
+    let blame = try Blame(of: graph, BuilderConfiguration(), engine: engine, batches: batches)
+    #expect(blame.layers.map(\.precision) == ["int4"] && blame.error > 1e-6)
+    #expect(abs(blame.layers[0].error - blame.error) < 0.01 * blame.error)
+  }
+
   @Test func devicesWithoutKernelsComputeWithFloats() throws {
     let weights = try BlockRounding(try SmallNetworks.weights([70, 50], seed: 1), block: 32)
     var b = GraphBuilder("blocks")

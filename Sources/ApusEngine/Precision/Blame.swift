@@ -4,6 +4,7 @@
 import ApusBase
 import ApusCalibration
 import ApusGraph
+import ApusOps
 import ApusTensor
 
 /// Finds which layers of an engine are to blame for how its results differ from single precision.
@@ -61,10 +62,11 @@ public struct Blame: Sendable {
       throw ApusError(.invalidArgument, "there are no inputs to look at")
     }
     for batch in batches { try CalibrationBatches.check(batch) }
-    let builder = Builder(configuration, progress: progress)
+    var builder = Builder(configuration, progress: progress)
     let precisions: LayerPrecisions
     if let engine {
       precisions = try Self.precisions(of: engine, network)
+      builder.configuration.int4Group = precisions.int4Group
     } else {
       precisions = try builder.precisions(for: network, try builder.backend().traits).precisions
     }
@@ -133,6 +135,11 @@ public struct Blame: Sendable {
       }
     }
     if result.usual == .auto { result.usual = .fp32 }
+    let blocks = engine.graph.nodes.lazy.compactMap { id -> Int? in
+      let op = engine.graph[id].op
+      return (((op as? Fused)?.anchor ?? op) as? BlockQuantizedMatMul)?.block
+    }
+    result.int4Group = blocks.first ?? result.int4Group
     return result
   }
 

@@ -57,7 +57,8 @@ final class PrecisionStudy {
     self.graph = graph
     self.builder = builder
     self.samples = samples
-    layers = try Self.layers(of: graph, table, backend.traits)
+    layers = try Self.layers(
+      of: graph, table, backend.traits, block: builder.configuration.int4Group)
     let engine = try builder.build(graph, LayerPrecisions(), backend, Clock.seconds)
     exact = try Self.results(engine, samples)
     scores = Self.scores(exact, engine.outputs).map { ClassScores($0, labels: samples.labels) }
@@ -66,9 +67,9 @@ final class PrecisionStudy {
   /// The metric that fits the network.
   var usualMetric: AccuracyMetric { scores == nil ? .noise : .top1 }
 
-  private static func layers(of graph: Graph, _ table: CalibrationTable, _ traits: DeviceTraits)
-    throws(ApusError) -> [Layer]
-  {
+  private static func layers(
+    of graph: Graph, _ table: CalibrationTable, _ traits: DeviceTraits, block: Int
+  ) throws(ApusError) -> [Layer] {
     var int8: Set<NodeID> = []
     if traits.fastTypes.contains(.int8) {
       for product in try QuantizableProducts(graph).products {
@@ -82,6 +83,9 @@ final class PrecisionStudy {
       if traits.fastTypes.contains(.bfloat16), UseBFloat16.takes(graph[id], graph) { choices.append(.bf16) }
       if StoreWeightsInHalf.takes(graph[id], graph), !(graph[id].op is Gather) { choices.append(.fp16) }
       if int8.contains(id) { choices.append(.int8) }
+      if traits.fastTypes.contains(.uint4), StoreWeightsInFourBits.takes(graph[id], block: block, graph) {
+        choices.append(.int4)
+      }
       guard choices.count > 1 else { continue }
       layers.append(Layer(name: graph[id].name, sources: graph[id].sources, choices: choices))
     }
@@ -92,7 +96,8 @@ final class PrecisionStudy {
   func precisions(_ choice: [String: Precision]) -> LayerPrecisions {
     LayerPrecisions(
       usual: .fp32, named: choice.filter { $0.value != .fp32 }, table: table,
-      quantization: builder.configuration.quantization)
+      quantization: builder.configuration.quantization,
+      int4Group: builder.configuration.int4Group)
   }
 
   /// Builds an engine, at full effort or just to look at its results.

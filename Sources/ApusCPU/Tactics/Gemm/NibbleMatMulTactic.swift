@@ -36,13 +36,10 @@ struct NibbleMatMulTactic: Tactic {
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
     guard let shape = Self.shape(problem, TacticConfiguration()) else { return [TacticConfiguration()] }
     let most = min(4, (shape.n + 15) / 16)
-    var result: [TacticConfiguration] = []
-    for vectors in [4, 2, 1] where vectors <= most {
-      result.append(["nv": most, "once": vectors])
-      if shape.m <= shape.panel(vectors: vectors).rowLimit { break }
-    }
-    let unpacking = [4, 3, 2].filter { $0 <= most }.map { ["nv": $0, "once": 0] as TacticConfiguration }
-    return shape.m < 4 ? result : result + (unpacking.isEmpty ? [["nv": most, "once": 0]] : unpacking)
+    var result: [TacticConfiguration] = [["nv": most, "once": most]]
+    if most > 2, shape.m > shape.panel(vectors: most).rowLimit { result.append(["nv": most, "once": 2]) }
+    let unpacking = [4, 3, 2].filter { $0 <= max(2, most) }.map { ["nv": $0, "once": 0] as TacticConfiguration }
+    return shape.m < 4 ? result : shape.m < 48 ? result + unpacking : unpacking + result
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {

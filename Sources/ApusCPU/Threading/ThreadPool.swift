@@ -14,8 +14,9 @@ import Synchronization
 
 /// Threads that run the tasks of a kernel together with the calling thread.
 ///
-/// Tasks are handed out one by one from an atomic counter, so a slow thread takes fewer. A worker that
-/// finds no work spins for a while, then sleeps; one that wakes too late misses the job without holding
+/// Each thread has a share of the tasks, neighbours, so that it finds in its caches what it wrote for the job
+/// before. It takes them one by one from an atomic counter and then helps with the other shares, so a slow
+/// thread takes fewer. A worker that finds no work spins for a while, then sleeps; one that wakes too late misses the job without holding
 /// it up. One job runs at a time: a call made while another is in progress, from anywhere, runs its
 /// tasks on the calling thread.
 package final class ThreadPool: Sendable {
@@ -24,12 +25,13 @@ package final class ThreadPool: Sendable {
 
   /// Threads that take part in a job, the caller included.
   package let threadCount: Int
-  private let state = PoolState()
+  private let state: PoolState
 
   /// Starts `threadCount - 1` workers.
   package init(threadCount: Int) {
     let wanted = max(1, min(threadCount, 1024))
-    for _ in 1..<max(2, wanted) where wanted > 1 { state.startWorker() }
+    state = PoolState(shareCount: wanted)
+    for number in 1..<max(2, wanted) where wanted > 1 { state.startWorker(number) }
     self.threadCount = wanted
   }
 
@@ -72,11 +74,25 @@ private struct Job<Context> {
 /// Runs a task of the job at this address.
 private typealias TaskRunner = (_ job: UnsafeRawPointer, _ task: Int) -> Void
 
+/// What a new worker is told.
+private final class WorkerStart: Sendable {
+  let state: PoolState
+  let number: Int
+
+  init(state: PoolState, number: Int) {
+    self.state = state
+    self.number = number
+  }
+}
+
 /// What the workers and the callers share.
 private final class PoolState: @unchecked Sendable {
   /// Bit 0: a job is open to join. Bits 1-15: workers inside it. Bits 16 and up: the job's number.
   private let word = Atomic<UInt64>(0)
-  private let nextTask = Atomic<Int>(0)
+  /// The next task of each thread's share, a cache line apart.
+  private let next: UnsafeMutablePointer<Atomic<Int>>
+  private let shareCount: Int
+  private static let lineCounters = 8
   private let sleepers = Atomic<Int>(0)
   private let busy = Atomic<Bool>(false)
   private let stopping = Atomic<Bool>(false)
@@ -89,7 +105,10 @@ private final class PoolState: @unchecked Sendable {
   /// How often a worker looks for a new job before it sleeps: some hundred microseconds.
   private static let spinLimit = 8000
 
-  init() {
+  init(shareCount: Int) {
+    self.shareCount = shareCount
+    next = .allocate(capacity: shareCount * Self.lineCounters)
+    for index in 0..<shareCount * Self.lineCounters { (next + index).initialize(to: Atomic(0)) }
     pthread_mutex_init(mutex, nil)
     pthread_cond_init(wake, nil)
   }
@@ -99,6 +118,8 @@ private final class PoolState: @unchecked Sendable {
     pthread_mutex_destroy(mutex)
     wake.deallocate()
     mutex.deallocate()
+    next.deinitialize(count: shareCount * Self.lineCounters)
+    next.deallocate()
   }
 
   func acquire() -> Bool {
@@ -111,11 +132,13 @@ private final class PoolState: @unchecked Sendable {
   func run(_ count: Int, _ address: UnsafeRawPointer, _ run: @escaping TaskRunner) {
     taskCount = count
     job = (address, run)
-    nextTask.store(0, ordering: .relaxed)
+    for share in 0..<shareCount {
+      next[share * Self.lineCounters].store(firstTask(share), ordering: .relaxed)
+    }
     let number = (word.load(ordering: .relaxed) >> 16) &+ 1
     word.store(number << 16 | 1, ordering: .sequentiallyConsistent)
     if sleepers.load(ordering: .sequentiallyConsistent) > 0 { wakeAll() }
-    work()
+    work(0)
     // Close the job: nobody joins from here on. Then wait for those inside.
     var current = word.bitwiseAnd(~1, ordering: .acquiringAndReleasing).newValue
     while current & 0xFFFE != 0 {
@@ -125,12 +148,20 @@ private final class PoolState: @unchecked Sendable {
     job = nil
   }
 
-  private func work() {
+  /// The first task of a share.
+  private func firstTask(_ share: Int) -> Int { taskCount * share / shareCount }
+
+  /// Takes the tasks of a thread's own share, then what is left of the others.
+  private func work(_ number: Int) {
     guard let job else { return }
-    while true {
-      let task = nextTask.wrappingAdd(1, ordering: .relaxed).oldValue
-      if task >= taskCount { return }
-      job.run(job.address, task)
+    for offset in 0..<shareCount {
+      let share = (number + offset) % shareCount
+      let end = firstTask(share + 1)
+      while true {
+        let task = next[share * Self.lineCounters].wrappingAdd(1, ordering: .relaxed).oldValue
+        if task >= end { break }
+        job.run(job.address, task)
+      }
     }
   }
 
@@ -142,8 +173,8 @@ private final class PoolState: @unchecked Sendable {
 
   // MARK: Workers
 
-  func startWorker() {
-    let start = Unmanaged.passRetained(self)
+  func startWorker(_ number: Int) {
+    let start = Unmanaged.passRetained(WorkerStart(state: self, number: number))
     #if canImport(Darwin)
       var thread: pthread_t?
     #else
@@ -167,7 +198,7 @@ private final class PoolState: @unchecked Sendable {
     for thread in threads { pthread_join(thread, nil) }
   }
 
-  func workerLoop() {
+  func workerLoop(_ number: Int) {
     var seen: UInt64 = 0
     while true {
       var spins = 0
@@ -187,7 +218,7 @@ private final class PoolState: @unchecked Sendable {
         expected: current, desired: current &+ 2, ordering: .acquiringAndReleasing)
       if !joined.exchanged { continue }
       seen = current >> 16
-      work()
+      work(number)
       word.wrappingSubtract(2, ordering: .releasing)
     }
   }
@@ -217,6 +248,7 @@ private final class PoolState: @unchecked Sendable {
 #endif
 
 private func runWorker(_ argument: UnsafeMutableRawPointer) -> UnsafeMutableRawPointer? {
-  Unmanaged<PoolState>.fromOpaque(argument).takeRetainedValue().workerLoop()
+  let start = Unmanaged<WorkerStart>.fromOpaque(argument).takeRetainedValue()
+  start.state.workerLoop(start.number)
   return nil
 }

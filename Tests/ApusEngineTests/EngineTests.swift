@@ -155,6 +155,16 @@ import Testing
     #expect(String(decoding: try FileIO.read(path), as: UTF8.self).contains("rubbish"))
   }
 
+  @Test func theSameTimingCacheGivesTheSameFile() throws {
+    var configuration = BuilderConfiguration()
+    configuration.timingCachePath = temporary("same")
+    _ = try Builder(configuration).build(try SmallNetworks.residual())
+    let files = try (0..<2).map { _ in
+      try Builder(configuration).build(try SmallNetworks.residual()).serialized()
+    }
+    #expect(files[0] == files[1])
+  }
+
   @Test func aLoadedEngineExplainsItsChoices() throws {
     let built = try Builder().build(try SmallNetworks.residual())
     let path = temporary("plan")

@@ -7,11 +7,12 @@ import ApusOptimize
 
 /// The form in which an engine file keeps the report: tab-separated lines that begin with their kind.
 /// A reader passes over kinds it does not know, and over damaged lines: nothing but explanations
-/// depends on them.
+/// depends on them. How long the build and its phases took is left out, so that builds from the same timing
+/// cache give the same file.
 extension BuildReport {
   /// The text form.
   package var text: String {
-    var lines = [["build", "\(importedNodeCount)", "\(optimizedNodeCount)", "\(totalSeconds)"]]
+    var lines = [["build", "\(importedNodeCount)", "\(optimizedNodeCount)"]]
     if !precision.isEmpty { lines.append(["precision", precision]) }
     lines += notes.map { ["note", $0] }
     lines += layers.map { ["layer"] + $0.fields }
@@ -21,7 +22,7 @@ extension BuildReport {
         ["calibration"] + line.split(separator: "\t", omittingEmptySubsequences: false).map(String.init)
       }
     }
-    lines += phases.map { ["phase", $0.name, "\($0.seconds)"] }
+    lines += phases.map { ["phase", $0.name] }
     lines += rewrites.map { ["rewrite", $0.rule, "\($0.count)"] }
     lines += refusals.map { ["not-rewritten", $0.rule, $0.node, $0.reason] }
     for problem in tuned {
@@ -52,15 +53,14 @@ extension BuildReport {
 
   private mutating func read(_ kind: String, _ fields: [String]) {
     switch (kind, fields.count) {
-    case ("build", 3):
+    case ("build", 2):
       importedNodeCount = Int(fields[0]) ?? 0
       optimizedNodeCount = Int(fields[1]) ?? 0
-      totalSeconds = Double(fields[2]) ?? 0
     case ("precision", 1): precision = fields[0]
     case ("layer", 5): if let layer = LayerRecord(fields: fields) { layers.append(layer) }
     case ("quantization", _): quantization = QuantizationOptions(fields: fields)
     case ("note", 1): notes.append(fields[0])
-    case ("phase", 2): phases.append((fields[0], Double(fields[1]) ?? 0))
+    case ("phase", 1): phases.append((fields[0], 0))
     case ("rewrite", 2): rewrites.append((fields[0], Int(fields[1]) ?? 0))
     case ("not-rewritten", 3): refusals.append((fields[0], fields[1], fields[2]))
     case ("problem", 4):

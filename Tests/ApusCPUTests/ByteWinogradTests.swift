@@ -11,7 +11,7 @@ import ApusTensor
 import Testing
 
 /// Winograd's form for bytes: sums are near the exact ones, and results differ next to ties only.
-@Suite(.enabled(if: CPUFeatures.host.avx512VNNI))
+@Suite(.enabled(if: CPUFeatures.host.avx512VNNI && ISA.current == .avx512))
 struct ByteWinogradTests {
   private let pool = ThreadPool(threadCount: 2)
 

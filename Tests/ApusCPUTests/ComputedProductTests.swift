@@ -11,7 +11,9 @@ import ApusTestSupport
 import Testing
 
 /// Products of two computed matrices of narrow elements, around the edges of words, vectors and panels.
-@Suite(.enabled(if: CPUFeatures.host.avx512VNNI && CPUFeatures.host.avx512BF16))
+@Suite(
+  .enabled(
+    if: CPUFeatures.host.avx512VNNI && CPUFeatures.host.avx512BF16 && ISA.current == .avx512))
 struct ComputedProductTests {
   private let pool = ThreadPool(threadCount: 2)
 

@@ -12,7 +12,9 @@ import ApusTestSupport
 import Testing
 
 /// Products of two computed matrices in narrow types.
-@Suite(.enabled(if: CPUFeatures.host.avx512VNNI && CPUFeatures.host.avx512BF16))
+@Suite(
+  .enabled(
+    if: CPUFeatures.host.avx512VNNI && CPUFeatures.host.avx512BF16 && ISA.current == .avx512))
 struct AttentionTests {
   private static let (heads, length, depth) = (3, 19, 8)
 

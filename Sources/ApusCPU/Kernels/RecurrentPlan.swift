@@ -80,7 +80,7 @@ package final class RecurrentPlan: Sendable {
   /// Bytes of the packed weights of one direction.
   private let weightBytes: (input: Int, state: Int)
   /// Where the parts of the workspace start, in elements.
-  private let places: (inputs: Int, gates: Int, cell: Int, zeros: Int, bias: Int)
+  private let places: (gates: Int, cell: Int, zeros: Int, bias: Int)
 
   /// Plans a layer.
   ///
@@ -124,7 +124,7 @@ package final class RecurrentPlan: Sendable {
     let cell = gates + batch * rows
     let zeros = cell + batch * hidden
     let bias = zeros + batch * hidden
-    places = (0, gates, cell, zeros, bias)
+    places = (gates, cell, zeros, bias)
     workspaceByteCount = 4 * (bias + rows)
   }
 
@@ -147,7 +147,8 @@ package final class RecurrentPlan: Sendable {
     for row in 0..<rows { sums[row] = bias.map { $0[row] + (row < both ? $0[rows + row] : 0) } ?? 0 }
     let zeros = memory + places.zeros
     zeros.update(repeating: 0, count: stateCount)
-    let inputs = memory + places.inputs
+    // The inputs' products stand first.
+    let inputs = memory
     withUnsafePointer(to: UnsafeRawPointer(sums)) { operand in
       fromInputs.run(
         a: o.x, b: o.weights + direction * weightBytes.input, c: inputs, operands: operand, pool: pool)

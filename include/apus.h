@@ -231,7 +231,7 @@ typedef struct apus_config apus_config;
  *   labels        a .npy file with the class of each sample
  *   layer-precision    NODE=PRECISION; may be set once per layer
  *   int4-group    32, 64 or 128: weights of a column that share a scale with int4
- *   weight-clipping, bias-correction, equalize   true or false
+ *   weight-clipping, bias-correction, rounding-correction, equalize   true or false
  * and two that only exist here:
  *   calibration-table  the text of a calibration cache
  *   optimize      full, or reference: no optimisation, every operator by the reference interpreter

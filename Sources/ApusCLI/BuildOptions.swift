@@ -48,6 +48,9 @@ struct BuildOptions: ParsableArguments {
   @Option(help: "Whether biases make up for the mean error of int8 weights: true or false.")
   var biasCorrection: String?
 
+  @Option(help: "Whether weights are rounded together for int8, so that their errors cancel: true or false.")
+  var roundingCorrection: String?
+
   @Option(help: "Weights of a column that share a scale with int4: 32, 64 or 128.")
   var int4Group: Int?
 
@@ -91,6 +94,7 @@ struct BuildOptions: ParsableArguments {
       ("preprocess", preprocess), ("calibrator", calibrator), ("calibration-cache", calibrationCache),
       ("accuracy-budget", accuracyBudget), ("accuracy-metric", accuracyMetric), ("labels", labels),
       ("weight-clipping", weightClipping), ("bias-correction", biasCorrection),
+      ("rounding-correction", roundingCorrection),
       ("equalize", equalize), ("int4-group", int4Group.map { "\($0)" }),
       ("skip-bad-calibration-files", skipBadCalibrationFiles ? "true" : nil), ("threads", threads.map { "\($0)" }),
       ("batch", batch.map { "\($0)" }), ("workspace", workspace), ("timing-cache", timingCache),

@@ -22,6 +22,8 @@ public struct CalibrationTable: Sendable, Hashable {
 
   /// The tensors by name.
   public var entries: [String: Entry]
+  /// What products' weights multiply, by the products' nodes: how the weights are to be rounded.
+  public var moments: [String: WeightMoments] = [:]
   /// What the channels were scaled by before; the ranges are those of the scaled tensors.
   public var scaling = ChannelScaling()
   /// How the ranges were chosen.
@@ -48,7 +50,7 @@ public struct CalibrationTable: Sendable, Hashable {
   private static let header = "apus calibration cache 1"
 
   /// The text form: a line of head data each, then `name, lower, upper, scale, zero point, means` of the
-  /// tensors by tabs, sorted, so that equal tables are equal files.
+  /// tensors by tabs, then second moments by products; sorted, so that equal tables are equal files.
   public var text: String {
     var lines = [
       Self.header, "model\t\(Checksum.hex(modelHash))", "calibrator\t\(calibrator)",
@@ -60,6 +62,9 @@ public struct CalibrationTable: Sendable, Hashable {
       return "tensor\t\(name)\t\(range.lower)\t\(range.upper)\t\(range.scale)\t\(range.zeroPoint)\t\(means)"
     }.sorted()
     lines += scaling.lines
+    lines += moments.map { name, moments in
+      (["moments", name] + moments.fields).joined(separator: "\t")
+    }.sorted()
     return lines.joined(separator: "\n") + "\n"
   }
 
@@ -103,6 +108,9 @@ public struct CalibrationTable: Sendable, Hashable {
       else { return false }
       entries[fields[1]] = Entry(
         range: ActivationRange(lower: lower, upper: upper), channelMeans: means.compactMap { $0 })
+    case ("moments", 5):
+      guard let read = WeightMoments(fields: fields[2...]) else { return false }
+      moments[fields[1]] = read
     case ("divide", 3), ("multiply", 3): return scaling.read(fields[0], fields[1], fields[2])
     default: return false
     }

@@ -7,7 +7,7 @@ import ApusTensor
 /// Rounding weights to signed bytes with a scale for each channel.
 public enum WeightQuantization {
   /// Signed bytes and the scales of the channels along an axis.
-  public struct Result {
+  public struct Result: Sendable {
     public let bytes: Tensor
     public let scales: Tensor
   }
@@ -18,9 +18,9 @@ public enum WeightQuantization {
   ///   - axis: The axis of the channels.
   ///   - searchesClipping: Whether each channel takes the scale with the smallest mean square error
   ///     instead of the one its largest weight needs.
-  ///   - window: How the weights along the axes behind the first two are rounded together.
+  ///   - rounding: How the weights of a channel are rounded together; nil for each to the nearest step.
   public static func perChannel(
-    _ weights: Tensor, axis: Int, searchesClipping: Bool = false, window: WindowRounding? = nil
+    _ weights: Tensor, axis: Int, searchesClipping: Bool = false, rounding: RowRounding? = nil
   ) throws(ApusError) -> Result {
     let channels = weights.shape[axis]
     let inner = weights.shape[(axis + 1)...].reduce(1, *)
@@ -34,12 +34,16 @@ public enum WeightQuantization {
     if searchesClipping { search(values, inner, &scales) }
     let bytes = try Tensor(.int8, shape: weights.shape)
     let target = bytes.mutableBytes.assumingMemoryBound(to: Int8.self)
-    if let window, inner % window.count == 0 {
-      for first in stride(from: 0, to: values.count, by: window.count) {
-        let scale = scales[first / inner % channels]
-        var steps = values[first..<first + window.count].map { $0 / scale }
-        window.round(&steps)
-        for (index, step) in steps.enumerated() { target[first + index] = Int8(step) }
+    // Rows of weights: those of a channel, side by side or a column of a matrix.
+    let rowCount = channels == 0 ? 0 : values.count / channels
+    if let rounding, rounding.columnCount == rowCount, channels % rounding.blocks.count == 0,
+      axis == 0 || weights.rank == 2
+    {
+      let (rowStep, step) = axis == 0 ? (rowCount, 1) : (1, channels)
+      for channel in 0..<channels {
+        var steps = (0..<rowCount).map { values[channel * rowStep + $0 * step] / scales[channel] }
+        rounding.round(&steps, group: channel / (channels / rounding.blocks.count))
+        for (index, value) in steps.enumerated() { target[channel * rowStep + index * step] = Int8(value) }
       }
     } else {
       for index in values.indices {

@@ -41,12 +41,13 @@ import Testing
     ([3, 3, 3], [1, 1, 1]),
   ]) func errorsOfAWindowMakeUpForEachOther(window: [Int], dilations: [Int]) throws {
     let count = window.reduce(1, *)
-    let rounding = try #require(WindowRounding(window: window, dilations: dilations))
+    let rounding = try #require(
+      SequentialRounding(window: window, dilations: dilations).flatMap { RowRounding($0, columnCount: 5 * count) })
     let weights = try Tensor(noise(6 * 5 * count), shape: [6, 5] + window)
     let values = weights.doubles()
     var errors: [Double] = []
     for way in [nil, rounding] {
-      let result = try WeightQuantization.perChannel(weights, axis: 0, window: way)
+      let result = try WeightQuantization.perChannel(weights, axis: 0, rounding: way)
       let (bytes, scales) = (result.bytes.ints(), result.scales.doubles())
       #expect(bytes.allSatisfy { abs($0) <= 127 })
       var sum = 0.0
@@ -64,18 +65,19 @@ import Testing
   }
 
   @Test func brokenNumbersAreNoTrap() throws {
-    let rounding = WindowRounding(window: [3, 3], dilations: [1, 1])
+    let rounding = SequentialRounding(window: [3, 3], dilations: [1, 1])
+      .flatMap { RowRounding($0, columnCount: 9) }
     for broken in [Float.nan, .infinity, -.infinity] {
       var values = noise(18)
       values[4] = broken
       _ = try WeightQuantization.perChannel(
-        Tensor(values, shape: [2, 1, 3, 3]), axis: 0, window: rounding)
+        Tensor(values, shape: [2, 1, 3, 3]), axis: 0, rounding: rounding)
     }
   }
 
   @Test func singleWeightsAreRoundedAlone() {
-    #expect(WindowRounding(window: [1, 1], dilations: [1, 1]) == nil)
-    #expect(WindowRounding(window: [40, 40], dilations: [1, 1]) == nil)
-    #expect(WindowRounding(window: [3, 3], dilations: [1]) == nil)
+    #expect(SequentialRounding(window: [1, 1], dilations: [1, 1]) == nil)
+    #expect(SequentialRounding(window: [40, 40], dilations: [1, 1]) == nil)
+    #expect(SequentialRounding(window: [3, 3], dilations: [1]) == nil)
   }
 }

@@ -15,6 +15,7 @@ import Testing
       ("optimize", "reference"), ("calibration", "random:8"), ("calibrator", "percentile:99.9"),
       ("calibration-cache", "ranges.txt"), ("skip-bad-calibration-files", "true"),
       ("weight-clipping", "true"), ("bias-correction", "false"), ("equalize", "true"),
+      ("rounding-correction", "false"),
       ("accuracy-budget", "0.5"), ("accuracy-metric", "noise"), ("labels", "labels.npy"),
       ("layer-precision", "a=b=fp32"), ("int4-group", "64"),
       ("preprocess", "resize=256,crop=224,scale=255"),
@@ -27,6 +28,7 @@ import Testing
     #expect(configuration.timeBudgetSeconds == 1.5 && configuration.isReference)
     #expect(configuration.calibration == .random(8) && configuration.calibrator == .percentile(99.9))
     #expect(configuration.quantization.searchesWeightClipping && !configuration.quantization.correctsBias)
+    #expect(!configuration.quantization.correctsRounding)
     #expect(configuration.accuracyBudget == 0.5 && configuration.accuracyMetric == .noise)
     #expect(configuration.int4Group == 64)
     #expect(configuration.layerPrecisions == ["a=b": .fp32])

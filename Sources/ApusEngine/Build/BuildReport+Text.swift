@@ -87,7 +87,7 @@ extension QuantizationOptions {
   fileprivate var fields: [String] {
     [
       searchesWeightClipping ? "weight-clipping" : nil, correctsBias ? "bias-correction" : nil,
-      equalizesChannels ? "equalize" : nil,
+      equalizesChannels ? "equalize" : nil, correctsRounding ? "rounding-correction" : nil,
     ].compactMap { $0 }
   }
 
@@ -96,5 +96,6 @@ extension QuantizationOptions {
     searchesWeightClipping = fields.contains("weight-clipping")
     correctsBias = fields.contains("bias-correction")
     equalizesChannels = fields.contains("equalize")
+    correctsRounding = fields.contains("rounding-correction")
   }
 }

@@ -66,6 +66,8 @@ public struct Builder: Sendable {
     report.notes += precisions.notes
     report.layers = precisions.records
     report.calibration = precisions.table
+    // They are as large as the weights that they rounded, and of no use after it.
+    report.calibration?.moments = [:]
     report.quantization = precisions.quantization
     let types = try TunedShapes(configuration).types(of: graph)
     if !configuration.shapes.isEmpty || configuration.batch != nil {

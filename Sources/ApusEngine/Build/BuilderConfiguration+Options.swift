@@ -34,6 +34,7 @@ extension BuilderConfiguration {
     case "calibration-table": calibrationTable = try CalibrationTable(parsing: text)
     case "skip-bad-calibration-files": skipsBadCalibrationFiles = try OptionText.flag(option, text)
     case "weight-clipping": quantization.searchesWeightClipping = try OptionText.flag(option, text)
+    case "rounding-correction": quantization.correctsRounding = try OptionText.flag(option, text)
     case "equalize": quantization.equalizesChannels = try OptionText.flag(option, text)
     case "bias-correction": quantization.correctsBias = try OptionText.flag(option, text)
     case "calibrator":
@@ -63,7 +64,8 @@ extension BuilderConfiguration {
   public static let optionNames = [
     "device", "precision", "threads", "batch", "shape", "workspace", "timing-cache", "level",
     "time-budget", "optimize", "calibration", "preprocess", "calibrator", "calibration-cache", "calibration-table",
-    "skip-bad-calibration-files", "weight-clipping", "bias-correction", "equalize", "int4-group",
+    "skip-bad-calibration-files", "weight-clipping", "bias-correction",
+    "rounding-correction", "equalize", "int4-group",
     "layer-precision", "accuracy-budget", "accuracy-metric", "labels",
   ]
 }

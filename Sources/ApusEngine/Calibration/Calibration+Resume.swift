@@ -19,6 +19,7 @@ extension Calibration {
     lines += operands.map {
       "means\t\($0.name)\t\($0.means.count)\t\($0.means.sums.map { "\($0)" }.joined(separator: " "))"
     }
+    lines += samplers.map { "rows\t\($0.node)\t\($0.text)" }
     return lines.joined(separator: "\n") + "\n"
   }
 
@@ -34,6 +35,7 @@ extension Calibration {
   func restore(_ text: String) -> Progress? {
     var histograms: [String: MagnitudeHistogram] = [:]
     var means: [String: ChannelMeans] = [:]
+    var rows: [String: String] = [:]
     var progress: Progress?
     var lines = text.split(separator: "\n").map(String.init)[...]
     guard lines.popFirst() == Self.header else { return nil }
@@ -55,14 +57,21 @@ extension Calibration {
         let sums = fields[3].split(separator: " ").map { Double($0) }
         guard let count = Int(fields[2]), !sums.contains(nil) else { return nil }
         means[fields[1]] = ChannelMeans(sums: sums.compactMap { $0 }, count: count)
+      case ("rows", 3):
+        rows[fields[1]] = fields[2]
       default: return nil
       }
+    }
+    var samplers = samplers
+    for index in samplers.indices {
+      guard let text = rows[samplers[index].node], samplers[index].restore(text) else { return nil }
     }
     guard let progress, watched.allSatisfy({ histograms[$0.name] != nil }),
       operands.allSatisfy({ means[$0.name] != nil })
     else { return nil }
     for index in watched.indices { watched[index].histogram = histograms[watched[index].name]! }
     for index in operands.indices { operands[index].means = means[operands[index].name]! }
+    self.samplers = samplers
     return progress
   }
 }

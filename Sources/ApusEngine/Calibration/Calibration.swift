@@ -41,6 +41,8 @@ public final class Calibration {
   var seen = Checksum()
   var watched: [Watched]
   var operands: [Operand]
+  /// What the weights of products multiply; empty where weights are rounded without.
+  var samplers: [PatchSampler]
   /// What channels are scaled by; nil while that is not decided.
   var scaling: ChannelScaling?
   /// Batches that wait for that decision.
@@ -76,7 +78,8 @@ public final class Calibration {
     var report = BuildReport()
     try pipeline.run(&graph, report: &report)
     resultCount = graph.outputs.count
-    (watched, operands) = try Self.watch(&graph)
+    (watched, operands, samplers) = try Self.watch(&graph)
+    if !configuration.quantization.correctsRounding { samplers = [] }
     self.graph = graph
     self.configuration = configuration
     if !configuration.quantization.equalizesChannels || watched.isEmpty { try scale(ChannelScaling()) }
@@ -92,12 +95,21 @@ public final class Calibration {
   }
 
   /// Makes what is to be watched a result of the network.
-  private static func watch(_ graph: inout Graph) throws(ApusError) -> ([Watched], [Operand]) {
+  private static func watch(_ graph: inout Graph) throws(ApusError) -> (
+    [Watched], [Operand], [PatchSampler]
+  ) {
     var watched: [Watched] = []
+    var samplers: [PatchSampler] = []
     var operands: [Operand] = []
     var exported: Set<String> = []
     for product in try QuantizableProducts(graph).products {
       let (name, root) = (graph[product.input].name, graph[product.root].name)
+      let node = graph[product.node]
+      if let weights = node.inputs[1].flatMap({ graph[$0].constant }),
+        let sampler = PatchSampler(node, operand: name, weights: weights)
+      {
+        samplers.append(sampler)
+      }
       for value in [product.root, product.input] where exported.insert(graph[value].name).inserted {
         guard !graph.inputs.contains(value) else { continue }
         graph.addOutput(value, name: exportName(graph[value].name))
@@ -108,9 +120,9 @@ public final class Calibration {
       guard !operands.contains(where: { $0.name == name }) else { continue }
       let rank = graph[product.input].type.tensor?.rank ?? 2
       operands.append(
-        Operand(name: name, root: root, axis: graph[product.node].op is Conv ? 1 : rank - 1))
+        Operand(name: name, root: root, axis: node.op is Conv ? 1 : rank - 1))
     }
-    return (watched, operands)
+    return (watched, operands, samplers)
   }
 
   /// A result of the network may bear the tensor's own name already.
@@ -175,6 +187,26 @@ public final class Calibration {
       guard let value = value(operands[index].name) else { continue }
       operands[index].means.add(value, axis: operands[index].axis)
     }
+    sample(value)
+  }
+
+  /// Takes rows of what weights multiply.
+  private func sample(_ value: (String) -> Tensor?) {
+    for index in samplers.indices {
+      if let tensor = value(samplers[index].operand) { samplers[index].add(tensor) }
+    }
+  }
+
+  /// The moments of what weights multiply over some batches alone, for a table that came without.
+  func moments(_ batches: [[String: Tensor]]) throws(ApusError) -> [String: WeightMoments] {
+    for batch in batches { sample(try values(batch)) }
+    return moments
+  }
+
+  private var moments: [String: WeightMoments] {
+    var result: [String: WeightMoments] = [:]
+    for sampler in samplers where sampler.sums.count > 0 { result[sampler.node] = sampler.sums.moments }
+    return result
   }
 
   /// Runs a batch; the function returned gives the tensors that are watched by their names.
@@ -226,6 +258,7 @@ public final class Calibration {
     var table = CalibrationTable(
       entries: [:], calibrator: calibrator, modelHash: modelHash, sampleCount: sampleCount)
     table.scaling = scaling ?? ChannelScaling()
+    table.moments = moments
     for operand in operands {
       guard let range = ranges[operand.root] else { continue }
       table.entries[operand.name] = CalibrationTable.Entry(

@@ -63,12 +63,15 @@ public struct Blame: Sendable {
     }
     for batch in batches { try CalibrationBatches.check(batch) }
     var builder = Builder(configuration, progress: progress)
-    let precisions: LayerPrecisions
+    var precisions: LayerPrecisions
     if let engine {
       precisions = try Self.precisions(of: engine, network)
       builder.configuration.int4Group = precisions.int4Group
     } else {
       precisions = try builder.precisions(for: network, try builder.backend().traits).precisions
+    }
+    if engine != nil {
+      try Self.addMoments(to: &precisions, network, configuration, batches)
     }
     let table = precisions.table
       ?? CalibrationTable(entries: [:], calibrator: .minmax, modelHash: 0, sampleCount: 0)
@@ -106,6 +109,21 @@ public struct Blame: Sendable {
     raised = try wantedError.map { wanted throws(ApusError) in
       try Self.raise(ranked.map(\.name), precisions, until: wanted, study, total)
     }
+  }
+
+  /// An engine does not keep what its weights were seen to multiply: the inputs show it again.
+  private static func addMoments(
+    to precisions: inout LayerPrecisions, _ network: Graph, _ configuration: BuilderConfiguration,
+    _ batches: [[String: Tensor]]
+  ) throws(ApusError) {
+    guard let table = precisions.table, precisions.quantization.correctsRounding, table.moments.isEmpty
+    else { return }
+    var configuration = configuration
+    configuration.quantization = precisions.quantization
+    configuration.quantization.equalizesChannels = false
+    let calibration = try Calibration(network, configuration, calibrator: table.calibrator)
+    if !table.scaling.isEmpty { try calibration.scale(table.scaling) }
+    precisions.table?.moments = try calibration.moments(batches)
   }
 
   private static func report(_ progress: ProgressHandler?, _ done: Int, _ total: Int)

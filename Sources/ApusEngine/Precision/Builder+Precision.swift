@@ -74,7 +74,8 @@ extension Builder {
     precisions: LayerPrecisions, builder: Builder
   ) {
     guard let source = configuration.calibration else { throw Self.withoutData("precision 'auto'") }
-    var samples = HeldOutSamples(labels: try labels())
+    let labels = try labels()
+    var samples = HeldOutSamples(labels: labels)
     let table = try calibrationTable(for: network, from: source, settingAside: &samples)
     try samples.check()
     var builder = self
@@ -86,6 +87,11 @@ extension Builder {
         .invalidArgument, "the accuracy metric 'top1' needs a network with one result of class scores",
         hint: "use --accuracy-metric noise")
     }
+    try study.observe(
+      OtherSamples(
+        source: source,
+        inputs: network.inputs.map { Engine.Binding(name: network[$0].name, type: network[$0].type) },
+        configuration: configuration, allLabels: labels))
     let search = PrecisionSearch(
       study: study, budget: configuration.accuracyBudget, metric: metric, progress: progress)
     var outcome = try search.run()

@@ -20,8 +20,9 @@
 struct ClassError: Sendable {
   /// Margins in single precision and as rounded, by sample.
   var margins: [(exact: Double, rounded: Double)] = []
-  /// What a sample loses when it changes its class.
-  var losses: [Double] = []
+  /// Samples in single precision: how far apart the two best classes are, and what a sample loses when it
+  /// changes its class. These may be more than rounding was measured on.
+  var population: [(margin: Double, loss: Double)] = []
   /// How many samples have the same best class.
   var agreeing = 0
   /// How many samples are right in single precision and as rounded; nil without labels.
@@ -43,18 +44,18 @@ struct ClassError: Sendable {
 
   private func percentage(_ share: ((change: Double, loss: Double)) -> Double) -> Double {
     let deviation = deviation
-    guard !margins.isEmpty, deviation > 0 else { return 0 }
+    guard !population.isEmpty, deviation > 0 else { return 0 }
     let sum = evened.reduce(0.0) { sum, sample in
       let change = 0.5 * erfc(sample.margin / deviation / 2.0.squareRoot())
       return sum + sample.weight * share((change, sample.loss))
     }
-    return 100 * sum / Double(margins.count)
+    return 100 * sum / Double(population.count)
   }
 
   /// The samples, the third with the smallest margins spread evenly down to zero: whether one of some
   /// dozens happens to have a margin of nearly nothing must not decide.
   private var evened: [(margin: Double, loss: Double, weight: Double)] {
-    let sorted = zip(margins, losses).map { (margin: $0.exact, loss: $1) }.sorted { $0.margin < $1.margin }
+    let sorted = population.sorted { $0.margin < $1.margin }
     let few = sorted.count / 3
     guard few > 0, sorted[few].margin > 0 else { return sorted.map { ($0.margin, $0.loss, 1) } }
     let edge = sorted[few]
@@ -67,6 +68,10 @@ struct ClassError: Sendable {
   }
 
   /// The deviation of the margins' changes, without what only scales all margins.
+  ///
+  /// How many samples change their class depends on the mean size of the changes, and a few samples with large
+  /// ones (a range that they alone leave) would dominate their mean square: so the deviation is that of a normal
+  /// distribution with the same mean size.
   var deviation: Double {
     var (xx, xy) = (0.0, 0.0)
     for margin in margins {
@@ -74,12 +79,10 @@ struct ClassError: Sendable {
       xy += margin.exact * (margin.rounded - margin.exact)
     }
     let slope = xx > 0 ? xy / xx : 0
-    let squares = margins.reduce(0.0) { sum, margin in
-      let rest = margin.rounded - margin.exact - slope * margin.exact
-      return sum + rest * rest
-    }
+    let sum = margins.reduce(0.0) { $0 + abs($1.rounded - $1.exact - slope * $1.exact) }
     // One degree of freedom went to the slope.
-    return (squares / Double(max(1, margins.count - 1))).squareRoot()
+    let degrees = max(1, Double(margins.count) * Double(margins.count - 1)).squareRoot()
+    return sum / degrees * (Double.pi / 2).squareRoot()
   }
 
   /// Whether results look like a row of scores for each sample.
@@ -92,29 +95,33 @@ struct ClassError: Sendable {
 struct ClassScores: Sendable {
   private let rows: [[Double]]
   private let best: [(first: Int, second: Int)]
-  private let losses: [Double]
+  private let population: [(margin: Double, loss: Double)]
   private let labels: [Int]?
 
   /// - Parameters:
   ///   - rows: Scores by sample, or probabilities.
   ///   - labels: The right classes, where known.
-  init(_ rows: [[Double]], labels: [Int]?) {
-    let scores = rows.map(Self.logarithms)
-    self.rows = scores
+  ///   - others: More samples in single precision, with their classes: rounding is not measured on them, but
+  ///     they show how close classes are, which a few dozen samples hardly do.
+  init(_ rows: [[Double]], labels: [Int]?, others: [[Double]] = [], otherLabels: [Int]? = nil) {
+    self.rows = rows.map(Self.logarithms)
     self.labels = labels
-    best = scores.map(Self.bestTwo)
-    let temperature = labels.map { Self.temperature(scores, $0) } ?? 1
-    losses = zip(scores, best).map { row, best in
+    best = self.rows.map(Self.bestTwo)
+    let all = self.rows + others.map(Self.logarithms)
+    let known = others.isEmpty ? labels : labels.flatMap { labels in otherLabels.map { labels + $0 } }
+    let temperature = known.map { Self.temperature(all, $0) } ?? 1
+    population = all.map { row in
+      let (first, second) = Self.bestTwo(row)
       let (_, total) = Self.softmaxTerms(row, temperature)
-      let top = 1 / total
-      return top - top * exp((row[best.second] - row[best.first]) / temperature)
+      let (top, margin) = (1 / total, row[first] - row[second])
+      return (margin, top - top * exp(-margin / temperature))
     }
   }
 
   /// Compares with the scores of an engine.
   func compare(_ other: [[Double]]) -> ClassError {
     var result = ClassError()
-    result.losses = losses
+    result.population = population
     var hits = (exact: 0, rounded: 0)
     for (index, row) in other.map(Self.logarithms).enumerated() where index < rows.count {
       let (first, second) = best[index]

@@ -20,6 +20,8 @@ struct LayerPrecisions: Sendable {
   var table: CalibrationTable?
   /// How weights and biases are rounded.
   var quantization = QuantizationOptions()
+  /// Weights that were rounded with this table and these options.
+  var rounded = RoundedWeights()
 
   /// Rows of int4 weights that share a scale.
   var int4Group = 32
@@ -43,7 +45,7 @@ struct LayerPrecisions: Sendable {
   /// The pass that puts rounding to bytes in; nil when nothing is to be rounded.
   var insertion: InsertQuantization? {
     guard let table, uses(.int8) else { return nil }
-    return InsertQuantization(table, choosing: choice(of: .int8), quantization)
+    return InsertQuantization(table, choosing: choice(of: .int8), quantization, known: rounded)
   }
 
   /// The pass that rounds products to `bfloat16`; nil when none is to be.

@@ -26,9 +26,48 @@ struct PrecisionSearch {
     var notes: [String]
   }
 
+  /// Layers that take one precision: those that read the same tensor, which is stored once then, and whose
+  /// products may be one.
+  private struct Unit {
+    var layers: [PrecisionStudy.Layer]
+
+    /// The precisions that there are for all of them.
+    var choices: [Precision] {
+      layers[0].choices.filter { choice in layers.allSatisfy { $0.choices.contains(choice) } }
+    }
+
+    /// Their time in an engine of one precision.
+    func seconds(_ uniform: Uniform) -> Double? {
+      var sum = 0.0
+      for layer in layers {
+        guard let time = uniform.times[layer.name] else { return nil }
+        sum += time
+      }
+      return sum
+    }
+  }
+
+  private var units: [Unit] {
+    var units: [Unit] = []
+    var known: [String: Int] = [:]
+    for layer in study.layers {
+      if let operand = layer.rounded?.operand, let index = known[operand] {
+        units[index].layers.append(layer)
+      } else {
+        if let operand = layer.rounded?.operand { known[operand] = units.count }
+        units.append(Unit(layers: [layer]))
+      }
+    }
+    return units
+  }
+
+  private func set(_ choice: inout [String: Precision], _ unit: Unit, _ precision: Precision) {
+    for layer in unit.layers { choice[layer.name] = precision }
+  }
+
   /// A step towards single precision.
   private struct Raise {
-    let layer: String
+    let layers: [String]
     let precision: Precision
     /// Error energy taken away, and seconds added.
     let gain: Double
@@ -55,11 +94,20 @@ struct PrecisionSearch {
       try report(uniform.count, 0, start)
     }
     var choice: [String: Precision] = [:]
-    for layer in study.layers { choice[layer.name] = fastest(layer, uniform) }
+    for unit in units { set(&choice, unit, fastest(unit, uniform)) }
     var outcome = try verified(choice)
     var errors: [String: Double] = [:]
     if outcome.error.value(metric) > budget {
       errors = try layerErrors(choice, start)
+      if try improveRanges(&errors, start) > 0 {
+        uniform = try uniform.map { old throws(ApusError) in
+          old.precision == .int8 ? try measure(.int8) : old
+        }
+        for unit in units { set(&choice, unit, fastest(unit, uniform)) }
+        outcome = try verified(choice)
+      }
+    }
+    if outcome.error.value(metric) > budget {
       let raises = raises(choice, errors, uniform)
       (choice, outcome) = try shortest(raises, choice, start)
     }
@@ -75,11 +123,11 @@ struct PrecisionSearch {
       error: try study.error(of: engine), engine: engine)
   }
 
-  /// The precision in which a layer measures fastest; a narrower one must be so by more than noise.
-  private func fastest(_ layer: PrecisionStudy.Layer, _ uniform: [Uniform]) -> Precision {
+  /// The precision in which layers measure fastest; a narrower one must be so by more than noise.
+  private func fastest(_ unit: Unit, _ uniform: [Uniform]) -> Precision {
     var best = (precision: Precision.fp32, seconds: Double.infinity)
-    for candidate in uniform where layer.choices.contains(candidate.precision) {
-      guard let seconds = candidate.times[layer.name] else { continue }
+    for candidate in uniform where unit.choices.contains(candidate.precision) {
+      guard let seconds = unit.seconds(candidate) else { continue }
       if seconds < best.seconds * 0.97 { best = (candidate.precision, seconds) }
     }
     return best.precision
@@ -89,22 +137,24 @@ struct PrecisionSearch {
     engine: Engine, error: OutputError
   ) {
     let engine = try study.engine(study.precisions(choice), isDraft: true)
-    return (engine, try study.error(of: engine))
+    let error = try study.error(of: engine)
+    return (engine, error)
   }
 
   /// The error energy of each layer that is not in single precision, measured with it alone rounded.
-  /// Long networks are measured in groups of neighbours, which share the error by their number.
+  /// Layers that read the same tensor share the error by their number, and in long networks groups of
+  /// neighbours.
   private func layerErrors(_ choice: [String: Precision], _ start: Double) throws(ApusError)
     -> [String: Double]
   {
-    let narrow = study.layers.map(\.name).filter { choice[$0] == .int8 }
+    let narrow = units.filter { choice[$0.layers[0].name] == .int8 }
     let size = (narrow.count + Self.groupLimit - 1) / Self.groupLimit
     var errors: [String: Double] = [:]
     for first in stride(from: 0, to: narrow.count, by: max(1, size)) {
-      let group = narrow[first..<min(narrow.count, first + size)]
-      let alone = Dictionary(uniqueKeysWithValues: group.map { ($0, Precision.int8) })
+      let group = narrow[first..<min(narrow.count, first + size)].flatMap(\.layers)
+      let alone = Dictionary(uniqueKeysWithValues: group.map { ($0.name, Precision.int8) })
       let noise = try verified(alone).error.noise
-      for layer in group { errors[layer] = noise / Double(group.count) }
+      for layer in group { errors[layer.name] = noise / Double(group.count) }
       try report(first, narrow.count, start)
     }
     return errors
@@ -112,33 +162,63 @@ struct PrecisionSearch {
 
   private static let groupLimit = 64
 
-  /// All steps towards single precision, the most worthwhile first; a layer's own in order.
+  private func improveRanges(_ errors: inout [String: Double], _ start: Double) throws(ApusError) -> Int {
+    try RangeSearch(
+      study: study, report: { (done, total) throws(ApusError) in try report(done, total, start) }
+    ).run(&errors)
+  }
+
+  /// All steps towards single precision, the most worthwhile first.
+  ///
+  /// Of a layer's precisions only those count that no mix of two others beats: the corners of the lower
+  /// convex hull of time and error. Its steps then take away less and less for what they cost, so that the
+  /// order over all layers keeps the order in each.
   private func raises(
     _ choice: [String: Precision], _ errors: [String: Double], _ uniform: [Uniform]
   ) -> [Raise] {
-    func seconds(_ layer: String, _ precision: Precision) -> Double {
-      uniform.first { $0.precision == precision }?.times[layer] ?? 0
-    }
     // What the floats add is so little that all layers may share it alike.
-    func share(_ precision: Precision) -> Double {
+    func error(_ unit: Unit, _ precision: Precision) -> Double {
+      if precision == .int8 { return unit.layers.reduce(0) { $0 + (errors[$1.name] ?? 0) } }
       let noise = uniform.first { $0.precision == precision }?.error.noise ?? 0
-      return precision == .fp32 ? 0 : noise / Double(max(1, study.layers.count))
+      return noise * Double(unit.layers.count) / Double(max(1, study.layers.count))
     }
     var raises: [Raise] = []
-    for layer in study.layers {
-      guard var now = choice[layer.name], now != .fp32 else { continue }
-      let isOnPath: (Precision) -> Bool = { $0 == .fp32 || layer.choices.contains($0) }
-      for next in [Precision.bf16, .fp16, .fp32]
-      where Self.width(next) > Self.width(now) && isOnPath(next) {
-        let before = now == .int8 ? errors[layer.name] ?? 0 : share(now)
-        let gain = before - share(next)
-        // In time order a step may even win; it then comes first.
-        let cost = max(1e-9, seconds(layer.name, next) - seconds(layer.name, now))
-        raises.append(Raise(layer: layer.name, precision: next, gain: gain, cost: cost))
-        now = next
+    for unit in units {
+      guard var now = choice[unit.layers[0].name], let times = Self.times(of: unit, uniform) else { continue }
+      while let next = Self.steepest(
+        from: (times[now] ?? 0, error(unit, now)),
+        to: times.map { ($0.key, $0.value, error(unit, $0.key)) })
+      {
+        raises.append(
+          Raise(
+            layers: unit.layers.map(\.name), precision: next.precision, gain: next.gain, cost: next.cost))
+        now = next.precision
       }
     }
-    return raises.sorted { $0.gain / $0.cost > $1.gain / $1.cost }
+    return raises.sorted { $0.gain * $1.cost > $1.gain * $0.cost }
+  }
+
+  /// The times of layers in each of their precisions.
+  private static func times(of unit: Unit, _ uniform: [Uniform]) -> [Precision: Double]? {
+    let pairs = uniform.filter { unit.choices.contains($0.precision) }
+      .compactMap { candidate in unit.seconds(candidate).map { (candidate.precision, $0) } }
+    return pairs.isEmpty ? nil : Dictionary(uniqueKeysWithValues: pairs)
+  }
+
+  /// The precision that takes away most error for the time it costs; nil when none takes any away.
+  private static func steepest(
+    from now: (seconds: Double, error: Double),
+    to others: [(precision: Precision, seconds: Double, error: Double)]
+  ) -> (precision: Precision, gain: Double, cost: Double)? {
+    let steps = others.compactMap { other -> (precision: Precision, gain: Double, cost: Double)? in
+      let gain = now.error - other.error
+      // By noise a wider precision may measure no slower.
+      return gain > 0 ? (other.precision, gain, max(1e-9, other.seconds - now.seconds)) : nil
+    }
+    return steps.max { a, b in
+      let (left, right) = (a.gain * b.cost, b.gain * a.cost)
+      return left == right ? a.precision.rawValue > b.precision.rawValue : left < right
+    }
   }
 
   /// The shortest beginning of the steps with which the budget is kept.
@@ -180,19 +260,8 @@ struct PrecisionSearch {
     -> [String: Precision]
   {
     var result = choice
-    for raise in raises where width(raise.precision) > width(result[raise.layer]) {
-      result[raise.layer] = raise.precision
-    }
+    for raise in raises { for layer in raise.layers { result[layer] = raise.precision } }
     return result
-  }
-
-  private static func width(_ precision: Precision?) -> Int {
-    switch precision {
-    case .int8: 0
-    case .bf16: 1
-    case .fp16: 2
-    default: 3
-    }
   }
 
   /// The mix, or one precision for all layers where that keeps the budget and measures no slower.
@@ -225,7 +294,7 @@ struct PrecisionSearch {
     var text = "budget \(budget) (\(metric.rawValue)): "
     if metric == .top1, let classes = error.classes {
       text += "expected drop \(rounded(classes.expectedDrop)) points, \(rounded(classes.expectedChanges)) % of answers changed"
-      text += ", \(classes.agreeing) of \(classes.margins.count) samples set aside keep their class"
+      text += ", \(classes.agreeing) of \(classes.margins.count) samples keep their class"
       if let hits = classes.hits { text += ", \(hits.rounded) right, \(hits.exact) in fp32" }
     } else {
       text += "error energy \(rounded(100 * error.relativeNoise)) %"
@@ -239,14 +308,16 @@ struct PrecisionSearch {
     _ choice: [String: Precision], _ errors: [String: Double], _ uniform: [Uniform],
     _ error: OutputError
   ) -> [LayerRecord] {
-    study.layers.map { layer in
+    var quickest: [String: Precision] = [:]
+    for unit in units { set(&quickest, unit, fastest(unit, uniform)) }
+    return study.layers.map { layer in
       let chosen = choice[layer.name] ?? .fp32
       var record = LayerRecord(name: layer.name, precision: chosen.rawValue)
       for candidate in uniform where layer.choices.contains(candidate.precision) {
         record.seconds[candidate.precision.rawValue] = candidate.times[layer.name]
       }
       if let own = errors[layer.name], error.signal > 0 { record.error = own / error.signal }
-      let quickest = fastest(layer, uniform)
+      let quickest = quickest[layer.name] ?? .fp32
       record.reason =
         chosen == quickest
         ? "measures fastest" : "wider than \(quickest.rawValue), which measures fastest, for the budget"

@@ -24,18 +24,25 @@ final class PrecisionStudy {
     let sources: [String]
     /// The precisions there are kernels for, `fp32` among them.
     let choices: [Precision]
+    /// What `int8` rounds: the left side, and the tensor whose range it has.
+    let rounded: (operand: String, range: String)?
   }
 
   /// The layers in order.
   let layers: [Layer]
   /// The ranges for int8.
-  let table: CalibrationTable
+  var table: CalibrationTable
   private let graph: Graph
   private let builder: Builder
   private let backend: any Backend
   private let samples: HeldOutSamples
   private let exact: [[Tensor]]
-  private let scores: ClassScores?
+  private var scores: ClassScores?
+  private let single: Engine
+  private let rounded = RoundedWeights()
+  /// Samples that were calibrated with, with the results in single precision.
+  private var calibrated: [(inputs: [String: Tensor], exact: [Tensor])] = []
+  private static let calibratedLimit = 96
 
   /// - Parameters:
   ///   - network: As it was imported.
@@ -59,9 +66,31 @@ final class PrecisionStudy {
     self.samples = samples
     layers = try Self.layers(
       of: graph, table, backend.traits, block: builder.configuration.int4Group)
-    let engine = try builder.build(graph, LayerPrecisions(), backend, Clock.seconds)
-    exact = try Self.results(engine, samples)
-    scores = Self.scores(exact, engine.outputs).map { ClassScores($0, labels: samples.labels) }
+    single = try builder.build(graph, LayerPrecisions(), backend, Clock.seconds)
+    exact = try Self.results(single, samples.batches)
+    scores = Self.scores(exact, single.outputs).map { ClassScores($0, labels: samples.labels) }
+  }
+
+  /// Looks at samples that were calibrated with.
+  ///
+  /// Ranges are judged by some of them. Where answers are classes they also show how close these are, and how
+  /// much rounding moves them: a few ranges do not learn samples by heart, and the some dozens that are set
+  /// aside are few for that.
+  func observe(_ others: OtherSamples) throws(ApusError) {
+    var rows: [[Double]] = []
+    var count = 0
+    let labels = try others.forEachBatch { (batch) throws(ApusError) in
+      let results = try Self.results(single, [batch])
+      rows += Self.scores(results, single.outputs) ?? []
+      if count < Self.calibratedLimit { calibrated.append((batch, results[0])) }
+      count += Calibration.samples(in: batch)
+    }
+    let compared = exact + calibrated.map(\.exact)
+    guard scores != nil, let own = Self.scores(compared, single.outputs) else { return }
+    let shared = own.count - (Self.scores(exact, single.outputs)?.count ?? 0)
+    scores = ClassScores(
+      own, labels: samples.labels.flatMap { held in labels.map { held + $0.prefix(shared) } },
+      others: Array(rows.dropFirst(shared)), otherLabels: labels.map { Array($0.dropFirst(shared)) })
   }
 
   /// The metric that fits the network.
@@ -70,11 +99,13 @@ final class PrecisionStudy {
   private static func layers(
     of graph: Graph, _ table: CalibrationTable, _ traits: DeviceTraits, block: Int
   ) throws(ApusError) -> [Layer] {
-    var int8: Set<NodeID> = []
+    var int8: [NodeID: (operand: String, range: String)] = [:]
     if traits.fastTypes.contains(.int8) {
       for product in try QuantizableProducts(graph).products {
         let entry = table.entries[graph[product.input].name]
-        if entry.map({ !$0.range.isEmpty }) ?? false { int8.insert(product.node) }
+        if entry.map({ !$0.range.isEmpty }) ?? false {
+          int8[product.node] = (graph[product.input].name, graph[product.root].name)
+        }
       }
     }
     var layers: [Layer] = []
@@ -82,12 +113,13 @@ final class PrecisionStudy {
       var choices = [Precision.fp32]
       if traits.fastTypes.contains(.bfloat16), UseBFloat16.takes(graph[id], graph) { choices.append(.bf16) }
       if StoreWeightsInHalf.takes(graph[id], graph), !(graph[id].op is Gather) { choices.append(.fp16) }
-      if int8.contains(id) { choices.append(.int8) }
+      if int8[id] != nil { choices.append(.int8) }
       if traits.fastTypes.contains(.uint4), StoreWeightsInFourBits.takes(graph[id], block: block, graph) {
         choices.append(.int4)
       }
       guard choices.count > 1 else { continue }
-      layers.append(Layer(name: graph[id].name, sources: graph[id].sources, choices: choices))
+      layers.append(
+        Layer(name: graph[id].name, sources: graph[id].sources, choices: choices, rounded: int8[id]))
     }
     return layers
   }
@@ -96,7 +128,7 @@ final class PrecisionStudy {
   func precisions(_ choice: [String: Precision]) -> LayerPrecisions {
     LayerPrecisions(
       usual: .fp32, named: choice.filter { $0.value != .fp32 }, table: table,
-      quantization: builder.configuration.quantization,
+      quantization: builder.configuration.quantization, rounded: rounded,
       int4Group: builder.configuration.int4Group)
   }
 
@@ -109,7 +141,22 @@ final class PrecisionStudy {
 
   /// How much an engine's results differ from single precision.
   func error(of engine: Engine) throws(ApusError) -> OutputError {
-    let results = try Self.results(engine, samples)
+    let results = try Self.results(engine, samples.batches)
+    var error = Self.difference(results, exact)
+    if let scores {
+      let more = try Self.results(engine, calibrated.map(\.inputs))
+      error.classes = Self.scores(results + more, engine.outputs).map { scores.compare($0) }
+    }
+    return error
+  }
+
+  /// The energy of an engine's error on samples that were calibrated with.
+  func calibratedNoise(of engine: Engine) throws(ApusError) -> Double {
+    let results = try Self.results(engine, calibrated.map(\.inputs))
+    return Self.difference(results, calibrated.map(\.exact)).noise
+  }
+
+  private static func difference(_ results: [[Tensor]], _ exact: [[Tensor]]) -> OutputError {
     var error = OutputError()
     for (ours, wanted) in zip(results, exact) {
       for (a, b) in zip(ours, wanted) where b.dataType.isFloat && a.count == b.count {
@@ -119,11 +166,11 @@ final class PrecisionStudy {
         }
       }
     }
-    if let scores, let rows = Self.scores(results, engine.outputs) { error.classes = scores.compare(rows) }
     return error
   }
 
-  /// The median time of engines in seconds, measured in turns.
+  /// The median time of engines in seconds, measured in turns of some runs each, so that every engine finds
+  /// its own weights in cache.
   func times(_ engines: [Engine], seconds: Double = 0.6) throws(ApusError) -> [Double] {
     var contexts: [ExecutionContext] = []
     for engine in engines {
@@ -138,9 +185,13 @@ final class PrecisionStudy {
     let end = Clock.seconds + seconds * Double(engines.count)
     while Clock.seconds < end || times[0].count < 5 {
       for index in contexts.indices {
-        let start = Clock.seconds
         try contexts[index].execute()
-        times[index].append(Clock.seconds - start)
+        let turn = Clock.seconds + seconds / 20
+        repeat {
+          let start = Clock.seconds
+          try contexts[index].execute()
+          times[index].append(Clock.seconds - start)
+        } while Clock.seconds < turn
       }
     }
     return times.map { $0.sorted()[$0.count / 2] }
@@ -165,12 +216,12 @@ final class PrecisionStudy {
     return result
   }
 
-  private static func results(_ engine: Engine, _ samples: HeldOutSamples) throws(ApusError)
+  private static func results(_ engine: Engine, _ batches: [[String: Tensor]]) throws(ApusError)
     -> [[Tensor]]
   {
     let context = try engine.makeContext()
     var results: [[Tensor]] = []
-    for batch in samples.batches {
+    for batch in batches {
       let named = try context.run(batch)
       results.append(engine.outputs.compactMap { named[$0.name] })
     }

@@ -6,6 +6,7 @@ import ApusCalibration
 import ApusGraph
 import ApusOps
 import ApusTensor
+import Synchronization
 
 /// Puts `QuantizeLinear` and `DequantizeLinear` around the left sides of products whose ranges are
 /// known, and rounds their weights: the network then is as if it had come quantised.
@@ -20,12 +21,15 @@ public struct InsertQuantization: Pass {
   public let layers: LayerChoice
   /// What to do about weights and biases.
   public let options: QuantizationOptions
+  /// Weights that were rounded before.
+  private let known: RoundedWeights
 
   /// Creates the pass.
   public init(
     _ table: CalibrationTable, choosing layers: LayerChoice = .all,
-    _ options: QuantizationOptions = QuantizationOptions()
+    _ options: QuantizationOptions = QuantizationOptions(), known: RoundedWeights = RoundedWeights()
   ) {
+    self.known = known
     self.table = table
     self.layers = layers
     self.options = options
@@ -84,9 +88,11 @@ public struct InsertQuantization: Pass {
     let node = graph[id]
     guard let weightsID = node.inputs[1], let weights = graph[weightsID].constant else { return }
     let axis = node.op is Conv ? 0 : 1
-    let result = try WeightQuantization.perChannel(
-      weights, axis: axis, searchesClipping: options.searchesWeightClipping,
-      window: Self.window(of: node, weights))
+    let result = try known.result(of: node.name) { () throws(ApusError) in
+      try WeightQuantization.perChannel(
+        weights, axis: axis, searchesClipping: options.searchesWeightClipping,
+        rounding: rounding(of: node, weights))
+    }
     let bytes = graph.addConstant(graph.uniqueName("\(node.name).weights"), result.bytes)
     let scales = graph.addConstant(graph.uniqueName("\(node.name).scales"), result.scales)
     let back = try graph.add(
@@ -101,12 +107,40 @@ public struct InsertQuantization: Pass {
 }
 
 extension InsertQuantization {
-  /// How the weights of a convolution's window are rounded together.
-  private static func window(of node: Node, _ weights: Tensor) -> WindowRounding? {
+  /// How the weights of a product are rounded together: by what they were seen to multiply, or as windows
+  /// over pixels usually are.
+  private func rounding(of node: Node, _ weights: Tensor) -> RowRounding? {
+    guard options.correctsRounding else { return nil }
+    let columns = node.op is Conv ? weights.shape.dropFirst().reduce(1, *) : weights.shape[0]
+    if let moments = table.moments[node.name], moments.blocks.rowCount == columns,
+      let rounding = moments.rounding
+    {
+      return rounding
+    }
     guard let conv = node.op as? Conv, weights.rank > 2 else { return nil }
     let window = Array(weights.shape.dropFirst(2))
     let dilations = conv.dilations.isEmpty ? window.map { _ in 1 } : conv.dilations
-    return WindowRounding(window: window, dilations: dilations)
+    return SequentialRounding(window: window, dilations: dilations)
+      .flatMap { RowRounding($0, columnCount: columns) }
+  }
+}
+
+/// Weights that were rounded, so that a search which builds a network many times rounds them once. One is
+/// for one network, table and options.
+public final class RoundedWeights: Sendable {
+  private let results = Mutex<[String: WeightQuantization.Result]>([:])
+
+  /// None yet.
+  public init() {}
+
+  /// The weights of a node, rounded by `round` the first time.
+  func result(
+    of node: String, _ round: () throws(ApusError) -> WeightQuantization.Result
+  ) throws(ApusError) -> WeightQuantization.Result {
+    if let known = results.withLock({ $0[node] }) { return known }
+    let result = try round()
+    results.withLock { $0[node] = result }
+    return result
   }
 }
 
@@ -119,6 +153,8 @@ public struct QuantizationOptions: Sendable, Hashable {
   public var equalizesChannels = false
   /// Whether biases make up for what rounding the weights shifts the mean of the results by.
   public var correctsBias = true
+  /// Whether weights are rounded together, so that their errors cancel in the results.
+  public var correctsRounding = true
 
   /// The usual options.
   public init() {}

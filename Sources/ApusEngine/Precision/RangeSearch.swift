@@ -1,0 +1,99 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusCalibration
+
+/// Finds better ranges for the tensors whose rounding to bytes is to blame for most of an engine's error.
+///
+/// A calibrator sees a tensor alone. What its errors do to the results depends on what is made of it: a
+/// channel of large numbers may meet small weights and can be clipped, the tail of another decides the answer.
+/// So wider and narrower ranges are tried in engines that round only this tensor's readers, and the one whose
+/// results are nearest to single precision is kept. It costs nothing at run time.
+struct RangeSearch {
+  let study: PrecisionStudy
+  /// Called before each tensor; throws to stop.
+  let report: (_ done: Int, _ total: Int) throws(ApusError) -> Void
+
+  /// Tensors are looked at, the worst first, until this share of the error was.
+  private static let share = 0.85
+  private static let tensorLimit = 20
+  /// A step outwards or inwards, and how much better the results must be for it.
+  private static let steps = [1.4, 0.72]
+  private static let limits = 0.25...4.0
+  private static let gain = 0.95
+
+  /// Improves the study's ranges.
+  ///
+  /// - Parameter errors: The error energy of each layer in int8; corrected for what was gained.
+  /// - Returns: How many ranges were changed.
+  func run(_ errors: inout [String: Double]) throws(ApusError) -> Int {
+    let worst = worstTensors(errors)
+    var changed = 0
+    for (index, tensor) in worst.enumerated() {
+      try report(index, worst.count)
+      let start = study.table
+      let before = try noise(of: tensor)
+      var best = (noise: before, table: start)
+      for step in Self.steps {
+        var factor = step
+        while Self.limits.contains(factor) {
+          study.table = Self.scaled(start, tensor.operands, by: factor)
+          let noise = try noise(of: tensor)
+          guard noise < best.noise * Self.gain else { break }
+          best = (noise, study.table)
+          factor *= step
+        }
+        if best.noise < before { break }
+      }
+      study.table = best.table
+      guard best.noise < before else { continue }
+      changed += 1
+      for layer in tensor.layers { errors[layer]? *= best.noise / before }
+    }
+    return changed
+  }
+
+  /// A range, the tensors that share it, and the layers that read them.
+  private struct RangedTensor {
+    var operands: Set<String> = []
+    var layers: [String] = []
+    var error = 0.0
+  }
+
+  private func worstTensors(_ errors: [String: Double]) -> [RangedTensor] {
+    var tensors: [String: RangedTensor] = [:]
+    for layer in study.layers {
+      guard let rounded = layer.rounded, let error = errors[layer.name] else { continue }
+      tensors[rounded.range, default: RangedTensor()].operands.insert(rounded.operand)
+      tensors[rounded.range]?.layers.append(layer.name)
+      tensors[rounded.range]?.error += error
+    }
+    let total = tensors.values.reduce(0) { $0 + $1.error }
+    let sorted = tensors.sorted { ($1.value.error, $0.key) < ($0.value.error, $1.key) }.map(\.value)
+    var (sum, count) = (0.0, 0)
+    while count < min(sorted.count, Self.tensorLimit), sum < Self.share * total {
+      sum += sorted[count].error
+      count += 1
+    }
+    return Array(sorted.prefix(count))
+  }
+
+  /// The error energy of an engine in which only the readers of a tensor round.
+  private func noise(of tensor: RangedTensor) throws(ApusError) -> Double {
+    let choice = Dictionary(uniqueKeysWithValues: tensor.layers.map { ($0, PrecisionStudy.Precision.int8) })
+    return try study.calibratedNoise(of: try study.engine(study.precisions(choice), isDraft: true))
+  }
+
+  private static func scaled(_ table: CalibrationTable, _ operands: Set<String>, by factor: Double)
+    -> CalibrationTable
+  {
+    var result = table
+    for operand in operands {
+      guard let range = table.entries[operand]?.range else { continue }
+      result.entries[operand]?.range = ActivationRange(
+        lower: range.lower * factor, upper: range.upper * factor)
+    }
+    return result
+  }
+}

@@ -8,7 +8,7 @@ public struct MomentSums: Sendable {
   /// How many rows were added.
   public private(set) var count = 0
   /// The upper triangles of the blocks, row by row, group by group.
-  private(set) var sums: [Float]
+  package private(set) var sums: [Float]
   private let ranges: [Range<Int>]
 
   /// Nothing added yet.

@@ -95,6 +95,26 @@ import Testing
     #expect(try difference(try Builder(configuration).build(graph), graph) < 0.05)
   }
 
+  /// What weights were seen to multiply makes their errors cancel; a cache keeps it, an engine does not.
+  @Test func weightsAreRoundedByWhatTheyMultiply() throws {
+    let graph = try QuantizableNetwork.graph()
+    var configuration = quick
+    configuration.precision = .int8
+    configuration.quantization.correctsBias = false
+    var errors: [Double] = []
+    for corrects in [false, true] {
+      configuration.quantization.correctsRounding = corrects
+      let table = try table(graph, configuration)
+      #expect(table.moments.count == (corrects ? QuantizableNetwork.products.count : 0))
+      configuration.calibrationTable = try CalibrationTable(parsing: table.text)
+      let engine = try Builder(configuration).build(graph)
+      #expect(engine.report.calibration?.moments.isEmpty ?? true)
+      errors.append(try difference(engine, graph))
+    }
+    guard try Builder(configuration).device().fastTypes.contains(.int8) else { return }
+    #expect(errors[1] < errors[0], "\(errors)")
+  }
+
   @Test func batchesAndOrderDoNotMatter() throws {
     let graph = try QuantizableNetwork.graph()
     let one = try Calibration(graph, quick)

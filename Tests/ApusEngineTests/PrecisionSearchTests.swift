@@ -50,6 +50,26 @@ import Testing
     }
   }
 
+  /// A tensor's range is much too wide: the search narrows it before it gives up bytes.
+  @Test func rangesAreImprovedByTheirResults() throws {
+    let graph = try QuantizableNetwork.graph()
+    var configuration = configuration(try archive(48))
+    guard try Builder(configuration).device().fastTypes.contains(.int8) else { return }
+    let calibration = try Calibration(graph, configuration)
+    for seed in 1...6 { try calibration.add(try QuantizableNetwork.batch(4, seed: UInt64(seed))) }
+    var table = try calibration.finish()
+    let node = try #require(graph.nodes.first { graph[$0].name == "one.b" })
+    let tensor = graph[try #require(graph[node].inputs[0])].name
+    let range = try #require(table.entries[tensor]?.range)
+    table.entries[tensor]?.range = ActivationRange(lower: range.lower * 16, upper: range.upper * 16)
+    configuration.calibrationTable = table
+    configuration.accuracyBudget = 0.01
+    let engine = try Builder(configuration).build(graph)
+    let found = try #require(engine.report.calibration?.entries[tensor]?.range)
+    #expect(found.upper < 8 * range.upper, "\(found.upper) for \(range.upper)")
+    #expect(try 100 * noise(engine, graph) <= 0.03)
+  }
+
   @Test func wordsAndFilesThatDoNotFitAreErrors() throws {
     let graph = try QuantizableNetwork.graph()
     let few = configuration(try archive(2))

@@ -9,11 +9,11 @@ import ApusTensor
 
 /// Takes rows of numbers that a product's weights multiply out of the product's left side, some of each
 /// sample, and sums up their moments.
-struct PatchSampler {
+package struct PatchSampler {
   /// The product, and its left side.
-  let node: String
+  package let node: String
   let operand: String
-  private(set) var sums: MomentSums
+  package private(set) var sums: MomentSums
   private let conv: Conv?
   private let kernel: [Int]
   /// Samples of which rows were taken.
@@ -25,7 +25,7 @@ struct PatchSampler {
   private static let rowLimit = 2048
 
   /// Nil for products whose windows are too large.
-  init?(_ node: Node, operand: String, weights: Tensor) {
+  package init?(_ node: Node, operand: String, weights: Tensor) {
     let conv = node.op as? Conv
     let kernel = conv == nil ? [] : Array(weights.shape.dropFirst(2))
     guard
@@ -55,7 +55,7 @@ struct PatchSampler {
   }
 
   /// Adds rows of a batch, whose samples lie along the first axis.
-  mutating func add(_ tensor: Tensor) {
+  package mutating func add(_ tensor: Tensor) {
     guard sums.count < Self.rowLimit, tensor.dataType == .float32, tensor.rank > 0, tensor.count > 0 else {
       return
     }

@@ -71,7 +71,8 @@ struct ClassError: Sendable {
   ///
   /// How many samples change their class depends on the mean size of the changes, and a few samples with large
   /// ones (a range that they alone leave) would dominate their mean square: so the deviation is that of a normal
-  /// distribution with the same mean size.
+  /// distribution with the same mean size. It is taken of the half with the smaller margins: where the network
+  /// is sure, numbers are larger and their errors, too, but no class changes.
   var deviation: Double {
     var (xx, xy) = (0.0, 0.0)
     for margin in margins {
@@ -79,10 +80,11 @@ struct ClassError: Sendable {
       xy += margin.exact * (margin.rounded - margin.exact)
     }
     let slope = xx > 0 ? xy / xx : 0
-    let sum = margins.reduce(0.0) { $0 + abs($1.rounded - $1.exact - slope * $1.exact) }
+    let close = margins.sorted { $0.exact < $1.exact }.prefix((margins.count + 1) / 2)
+    let sum = close.reduce(0.0) { $0 + abs($1.rounded - $1.exact - slope * $1.exact) }
     // One degree of freedom went to the slope.
-    let degrees = max(1, Double(margins.count) * Double(margins.count - 1)).squareRoot()
-    return sum / degrees * (Double.pi / 2).squareRoot()
+    let degrees = Double(max(1, margins.count)) / Double(max(1, margins.count - 1))
+    return sum / Double(max(1, close.count)) * degrees.squareRoot() * (Double.pi / 2).squareRoot()
   }
 
   /// Whether results look like a row of scores for each sample.

@@ -29,6 +29,7 @@ enum CPUTactics {
       DepthwiseTactic(isa: isa, pool: pool),
       ByteDepthwiseTactic(pool: pool),
       RecurrentTactic(isa: isa, pool: pool),
+      AttentionTactic(isa: isa, pool: pool),
       WindowPoolTactic(isa: isa, pool: pool),
       PointwiseTactic(isa: isa, pool: pool),
       GeneratedRowTactic(isa: isa, pool: pool),

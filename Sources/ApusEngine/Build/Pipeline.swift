@@ -117,6 +117,7 @@ struct Pipeline {
     Phase(
       phase: .fused,
       passes: [
+        FuseAttention(),
         SplitConvolutionBias(),
         MergePointwise(),
         FuseEpilogues(),

@@ -10,7 +10,7 @@ import ApusTensor
 ///
 /// Operands: q, k, v, mask, past key, past value, valid key counts. Results: y, present key, present
 /// value, scores. Operands of three axes hold all heads side by side in the last one.
-public struct Attention: CostedOperator, TolerantOperator {
+public struct Attention: CostedOperator, TolerantOperator, SampledOperator {
   public static let name = "Attention"
   /// Whether a query sees only keys up to its own place.
   public var isCausal: Bool
@@ -26,11 +26,16 @@ public struct Attention: CostedOperator, TolerantOperator {
   /// Keys before and behind a query's place that it sees; -1 for all.
   public var leftWindow: Int
   public var rightWindow: Int
+  /// The type of the sums and the result, when it is not that of the operands.
+  public var sumType: DataType?
+  /// Whether a query that sees no key gives NaN, as a softmax by itself does, instead of zeros.
+  public var keepsNaN: Bool
 
   /// Creates the operator.
   public init(
     isCausal: Bool = false, queryHeads: Int? = nil, keyHeads: Int? = nil, scale: Double? = nil,
-    softCap: Double = 0, scoreMode: Int = 0, leftWindow: Int = -1, rightWindow: Int = -1
+    softCap: Double = 0, scoreMode: Int = 0, leftWindow: Int = -1, rightWindow: Int = -1,
+    sumType: DataType? = nil, keepsNaN: Bool = false
   ) {
     self.isCausal = isCausal
     self.queryHeads = queryHeads
@@ -40,6 +45,8 @@ public struct Attention: CostedOperator, TolerantOperator {
     self.scoreMode = scoreMode
     self.leftWindow = leftWindow
     self.rightWindow = rightWindow
+    self.sumType = sumType
+    self.keepsNaN = keepsNaN
   }
 
   public init(reading attributes: inout AttributeReader) throws(ApusError) {
@@ -54,6 +61,11 @@ public struct Attention: CostedOperator, TolerantOperator {
     scoreMode = try attributes.int("score_mode", 0)
     leftWindow = try attributes.int("left_window", -1)
     rightWindow = try attributes.int("right_window", -1)
+    sumType = try SumType.read(&attributes)
+    guard sumType.map(\.isFloat) ?? true else {
+      throw ApusError(.invalidAttribute, "attention does not sum in integers")
+    }
+    keepsNaN = try attributes.bool("keeps_nan", false)
   }
 
   public var attributes: Attributes {
@@ -64,6 +76,8 @@ public struct Attention: CostedOperator, TolerantOperator {
       "right_window": .int(rightWindow),
     ]
     if let scale { result["scale"] = .float(scale) }
+    if let sumType { result["sum_type"] = .type(sumType) }
+    if keepsNaN { result["keeps_nan"] = .bool(true) }
     return result
   }
 
@@ -84,7 +98,7 @@ public struct Attention: CostedOperator, TolerantOperator {
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let q = try inputs.tensor(0)
-    let type = q.dataType
+    let type = sumType ?? q.dataType
     try inputs.requireFloat(0)
     guard let a = try heads(q, queryHeads, "the query"),
       let b = try heads(try inputs.tensor(1), keyHeads, "the key"),
@@ -115,10 +129,29 @@ public struct Attention: CostedOperator, TolerantOperator {
   }
 
   public func tolerance(_ type: DataType, inputs: [TensorType?]) -> Double {
-    type == .float64 ? 1e-12 : (type == .float32 ? 4e-6 : 4e-3)
+    // Kernels round the weights to the type of the values.
+    let isNarrow = inputs.first??.dataType == .bfloat16
+    return type == .float64 ? 1e-12 : (type == .float32 && !isNarrow ? 4e-6 : 4e-3)
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
     try AttentionRun(self, inputs).results()
+  }
+
+  public func evaluateSamples(_ inputs: [Tensor?], at linearIndices: [Int]) throws(ApusError)
+    -> [Double]
+  {
+    let run = try AttentionRun(self, inputs.map { $0.map { RuntimeValue.tensor($0) } })
+    return try run.samples(at: linearIndices)
+  }
+}
+
+extension Attention: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.enumerated().allSatisfy { index, operand in
+      guard let operand else { return index > 2 }
+      // A mask is broadcast to the scores, which have four axes; all others have the batch first.
+      return index == 3 ? !operand.isBatched || operand.rank == 4 : operand.isBatched
+    }
   }
 }

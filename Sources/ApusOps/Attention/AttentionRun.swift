@@ -111,7 +111,7 @@ struct AttentionRun {
   init(_ op: Attention, _ inputs: [RuntimeValue?]) throws(ApusError) {
     self.op = op
     let query = try inputs.required(0)
-    type = query.dataType
+    type = op.sumType ?? query.dataType
     isSideBySide = query.rank == 3
     q = try HeadTensor(query, heads: op.queryHeads)
     var keys = try HeadTensor(try inputs.required(1), heads: op.keyHeads)
@@ -142,29 +142,16 @@ struct AttentionRun {
   func results() throws(ApusError) -> [RuntimeValue] {
     var y = try HeadTensor(batch: q.batch, heads: q.heads, places: q.places, width: v.width)
     var exposed = try HeadTensor(batch: q.batch, heads: q.heads, places: q.places, width: k.places)
-    let scale = op.scale ?? 1 / Double(q.width).squareRoot()
-    let group = q.heads / k.heads
     for b in 0..<q.batch {
       for h in 0..<q.heads {
         for p in 0..<q.places {
-          var scores = products(b, h, p, h / group, scale)
-          let row = exposed.offset(b, h, p)
-          if op.scoreMode == 0 { exposed.values.replaceSubrange(row..<(row + k.places), with: scores) }
-          if op.softCap > 0 { for j in scores.indices { scores[j] = tanh(scores[j] / op.softCap) * op.softCap } }
-          if op.scoreMode == 1 { exposed.values.replaceSubrange(row..<(row + k.places), with: scores) }
-          var isSeen = false
-          for j in scores.indices {
-            let bias = try bias(b, h, p, j)
-            if bias != -.infinity { isSeen = true }
-            scores[j] += bias
-          }
-          if op.scoreMode == 2 { exposed.values.replaceSubrange(row..<(row + k.places), with: scores) }
-          let weights = isSeen ? softmax(scores) : Array(repeating: 0, count: k.places)
-          if op.scoreMode == 3 { exposed.values.replaceSubrange(row..<(row + k.places), with: weights) }
+          let row = try weights(b, h, p)
+          let place = exposed.offset(b, h, p)
+          exposed.values.replaceSubrange(place..<(place + k.places), with: row.exposed)
           let target = y.offset(b, h, p)
-          for j in weights.indices where weights[j] != 0 {
+          for (j, weight) in row.weights.enumerated() where weight != 0 {
             let source = v.offset(b, h / group, j)
-            for w in 0..<v.width { y.values[target + w] += weights[j] * v.values[source + w] }
+            for w in 0..<v.width { y.values[target + w] += weight * v.values[source + w] }
           }
         }
       }
@@ -173,6 +160,50 @@ struct AttentionRun {
       .tensor(try y.tensor(type, sideBySide: isSideBySide)), .tensor(try k.tensor(type)),
       .tensor(try v.tensor(type)), .tensor(try exposed.tensor(type)),
     ]
+  }
+
+  /// Single elements of the first result by their row-major positions.
+  func samples(at indices: [Int]) throws(ApusError) -> [Double] {
+    let count = q.batch * q.heads * q.places * v.width
+    var results: [Double] = []
+    for index in indices {
+      guard index >= 0, index < count else {
+        throw ApusError(.invalidArgument, "a sampled position is outside the result")
+      }
+      let (row, w) = index.quotientAndRemainder(dividingBy: v.width)
+      let (outer, inner) = row.quotientAndRemainder(dividingBy: isSideBySide ? q.heads : q.places)
+      let (h, p) = isSideBySide ? (inner, outer % q.places) : (outer % q.heads, inner)
+      let b = row / (q.heads * q.places)
+      var sum = 0.0
+      for (j, weight) in try weights(b, h, p).weights.enumerated() where weight != 0 {
+        sum += weight * v.values[v.offset(b, h / group, j) + w]
+      }
+      results.append(sum)
+    }
+    return results
+  }
+
+  /// Query heads that share one of keys and values.
+  private var group: Int { q.heads / k.heads }
+
+  /// The weights of all keys for one query, and what is shown of how they came about.
+  private func weights(_ b: Int, _ h: Int, _ p: Int) throws(ApusError) -> (
+    weights: [Double], exposed: [Double]
+  ) {
+    var scores = products(b, h, p, h / group, op.scale ?? 1 / Double(q.width).squareRoot())
+    var stages = [scores]
+    if op.softCap > 0 { scores = scores.map { tanh($0 / op.softCap) * op.softCap } }
+    stages.append(scores)
+    var isSeen = op.keepsNaN
+    for j in scores.indices {
+      let bias = try bias(b, h, p, j)
+      if bias != -.infinity { isSeen = true }
+      scores[j] += bias
+    }
+    stages.append(scores)
+    let weights = isSeen ? softmax(scores) : Array(repeating: 0, count: k.places)
+    stages.append(weights)
+    return (weights, stages.indices.contains(op.scoreMode) ? stages[op.scoreMode] : weights)
   }
 
   private func products(_ b: Int, _ h: Int, _ p: Int, _ keyHead: Int, _ scale: Double) -> [Double] {

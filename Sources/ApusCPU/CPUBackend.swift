@@ -34,7 +34,7 @@ public final class CPUBackend: Backend {
     traits = DeviceTraits(
       kind: "cpu", name: CPUDescription.name, fingerprint: CPUDescription.fingerprint,
       isa: isa.rawValue, threadCount: threadCount, sharesHostMemory: true,
-      fastTypes: CPUDescription.fastTypes)
+      fastTypes: CPUDescription.fastTypes, joinsAttention: isa != .portable)
     pool = ThreadPool(threadCount: threadCount)
     tactics = CPUTactics.all(isa: isa, pool: pool)
     if isa == .portable && CPUDescription.isX86 {

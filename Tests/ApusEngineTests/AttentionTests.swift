@@ -11,7 +11,7 @@ import ApusTensor
 import ApusTestSupport
 import Testing
 
-/// Products of two computed matrices in narrow types.
+/// Attention that networks write out: products of two computed matrices of bytes, or one kernel.
 @Suite(
   .enabled(
     if: CPUFeatures.host.avx512VNNI && CPUFeatures.host.avx512BF16 && ISA.current == .avx512))
@@ -48,12 +48,15 @@ struct AttentionTests {
     return try builder.finish(outputs: [("y", mixed)])
   }
 
-  private func compare(_ graph: Graph, _ precision: BuilderConfiguration.Precision, tolerance: Double) throws {
+  private func compare(
+    _ graph: Graph, _ precision: BuilderConfiguration.Precision, kernel: String, count: Int,
+    tolerance: Double
+  ) throws {
     var configuration = BuilderConfiguration()
     configuration.precision = precision
     let engine = try Builder(configuration).build(graph)
-    let narrow = engine.report.tuned.filter { $0.winner.contains("narrow") }
-    #expect(narrow.count == 2, "\(engine.report.tuned.map(\.winner))")
+    let winners = engine.report.tuned.map(\.winner)
+    #expect(winners.filter { $0.contains(kernel) }.count == count, "\(winners)")
     var generator = SeededGenerator(seed: 11)
     for batch in [1, 3] {
       var inputs: [String: Tensor] = [:]
@@ -72,14 +75,33 @@ struct AttentionTests {
   @Test(arguments: [[0, 0, 0, 0], [128, 128, 128, 0], [117, 140, 90, 3]])
   func ofUnsignedBytes(zeroPoints: [Int]) throws {
     // A rounding that falls to the other side changes one step of 255.
-    try compare(network(zeroPoints: zeroPoints), .int8, tolerance: 2e-3)
+    try compare(network(zeroPoints: zeroPoints), .int8, kernel: "narrow", count: 2, tolerance: 2e-3)
   }
 
   @Test func ofSignedBytes() throws {
-    try compare(network(zeroPoints: [0, -7, 12, -128], type: .int8), .int8, tolerance: 2e-3)
+    try compare(network(zeroPoints: [0, -7, 12, -128], type: .int8), .int8, kernel: "narrow", count: 2, tolerance: 2e-3)
   }
 
   @Test func ofShortFloats() throws {
-    try compare(network(), .bf16, tolerance: 1e-2)
+    try compare(network(), .bf16, kernel: "attention", count: 1, tolerance: 1e-2)
+  }
+
+  @Test func ofSinglePrecision() throws {
+    try compare(network(), .fp32, kernel: "attention", count: 1, tolerance: 1e-5)
+  }
+
+  /// The operator as models have it, with a mask for each key.
+  @Test(arguments: [BuilderConfiguration.Precision.fp32, .bf16])
+  func asAnOperator(precision: BuilderConfiguration.Precision) throws {
+    var builder = GraphBuilder("operator")
+    let rows: [Dim] = [.symbol("N"), Dim(Self.length), Dim(Self.heads * Self.depth)]
+    let sides = ["q", "k", "v"].map { builder.input($0, .float32, rows) }
+    var generator = SeededGenerator(seed: 3)
+    let mask = builder.constant("mask", try generator.tensor(.float32, shape: [1, 1, 1, Self.length]))
+    let op = Attention(isCausal: true, queryHeads: Self.heads, keyHeads: Self.heads)
+    let y = try builder.apply(op, sides + [mask])
+    try compare(
+      try builder.finish(outputs: [("y", y)]), precision, kernel: "attention", count: 1,
+      tolerance: precision == .fp32 ? 1e-5 : 1e-2)
   }
 }

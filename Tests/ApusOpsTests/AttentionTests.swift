@@ -46,6 +46,49 @@ import Testing
     #expect(try doubles(y[0]) == [0, 0, 3, 3])
   }
 
+  @Test func weightsFollowScaledAndMaskedScores() throws {
+    // Scores 2 and 4, halved, with 1 added to the first: weights 1 / (1 + 1) each.
+    let y = try Attention(scale: 0.5).evaluate([
+      tensor([2], [1, 1, 1, 1]), tensor([1, 2], [1, 1, 2, 1]), tensor([3, 5], [1, 1, 2, 1]),
+      tensor([1, 0], [1, 1, 1, 2]),
+    ])
+    #expect(try doubles(y[0]) == [4])
+  }
+
+  @Test func hiddenRowsMayStayNaN() throws {
+    let mask = try tensor([-.infinity, -.infinity, 0, -.infinity], [2, 2])
+    let y = try Attention(keepsNaN: true).evaluate([
+      tensor([0, 0], [1, 1, 2, 1]), tensor([0, 0], [1, 1, 2, 1]), tensor([2, 4], [1, 1, 2, 1]), mask,
+    ])
+    let values = try doubles(y[0])
+    #expect(values[0].isNaN && values[1] == 2)
+  }
+
+  @Test func sumsMayBeWiderThanOperands() throws {
+    let x = RuntimeValue.tensor(try Tensor([0, 0], .bfloat16, shape: [1, 2, 1]))
+    let v = RuntimeValue.tensor(try Tensor([1, 1.0078125], .bfloat16, shape: [1, 2, 1]))
+    let op = Attention(queryHeads: 1, keyHeads: 1, sumType: .float32)
+    let y = try #require(try op.evaluate([x, x, v])[0].tensor)
+    #expect(y.dataType == .float32 && y.doubles() == [1.00390625, 1.00390625])
+    var reader = AttributeReader(op.attributes, for: "Attention")
+    #expect(try Attention(reading: &reader).sumType == .float32)
+  }
+
+  @Test func samplesAreElementsOfTheResult() throws {
+    for isSideBySide in [false, true] {
+      let shape = isSideBySide ? [2, 3, 8] : [2, 4, 3, 2]
+      func numbers(_ seed: Double) throws -> Tensor {
+        try Tensor((0..<48).map { (Double($0) * seed).truncatingRemainder(dividingBy: 1.7) }, .float64, shape: shape)
+      }
+      let operands = [try numbers(0.71), try numbers(0.37), try numbers(0.53)]
+      let op = Attention(isCausal: true, queryHeads: 4, keyHeads: 4)
+      let want = try doubles(try op.evaluate(operands.map { .tensor($0) })[0])
+      let got = try op.evaluateSamples(operands, at: Array(0..<48))
+      for (a, b) in zip(want, got) { #expect(abs(a - b) < 1e-12) }
+      #expect(throws: ApusError.self) { try op.evaluateSamples(operands, at: [48]) }
+    }
+  }
+
   @Test func operandsThatDoNotFitAreErrors() throws {
     #expect(throws: ApusError.self) {
       try Attention().evaluate([

@@ -48,6 +48,17 @@ package struct AttentionShape: Hashable, Sendable {
   package var kind: ProductKind = .float32
   package var resultType: DataType = .float32
 
+  /// Names the sizes and where everything lies; a mask and other types are set behind it.
+  package init(
+    batch: Int, heads: Int, keyHeads: Int, queries: Int, keys: Int, width: Int, valueWidth: Int,
+    scale: Double, query: Strides, key: Strides, value: Strides, result: Strides
+  ) {
+    (self.batch, self.heads, self.keyHeads) = (batch, heads, keyHeads)
+    (self.queries, self.keys) = (queries, keys)
+    (self.width, self.valueWidth, self.scale) = (width, valueWidth, scale)
+    (self.query, self.key, self.value, self.result) = (query, key, value, result)
+  }
+
   /// Why there is no kernel for it; nil when there is.
   func refusal(_ isa: ISA) -> String? {
     guard isa != .portable else { return "generated code needs AVX2" }

@@ -48,7 +48,9 @@ struct Pipeline {
       phases.append(
         Phase(phase: .narrowed, passes: [quartering, RemoveDeadNodes(), InferTypes()], rounds: 1))
     }
-    return phases + fusing
+    phases.append(ordering)
+    if traits.joinsAttention { phases.append(joiningAttention) }
+    return phases + [fusing]
   }
 
   /// Quantised products become products of integers before their weights are folded into floats.
@@ -101,32 +103,34 @@ struct Pipeline {
       ])
   }
 
-  private static let fusing: [Phase] = [
-    Phase(
-      phase: .channelsLast,
-      passes: [
-        ConvertToChannelsLast(),
-        PropagateTransposes(),
-        ReadTransposedRightSides(),
-        ReadRecurrentWeightsByInput(),
-        FoldConstants(),
-        MergeCommonSubexpressions(),
-        RemoveDeadNodes(),
-        InferTypes(),
-      ]),
-    Phase(
-      phase: .fused,
-      passes: [
-        FuseAttention(),
-        SplitConvolutionBias(),
-        MergePointwise(),
-        FuseEpilogues(),
-        MergeOperandScales(),
-        MergeCommonSubexpressions(),
-        RemoveDeadNodes(),
-        InferTypes(),
-      ]),
-  ]
+  private static let ordering = Phase(
+    phase: .channelsLast,
+    passes: [
+      ConvertToChannelsLast(),
+      PropagateTransposes(),
+      ReadTransposedRightSides(),
+      ReadRecurrentWeightsByInput(),
+      FoldConstants(),
+      MergeCommonSubexpressions(),
+      RemoveDeadNodes(),
+      InferTypes(),
+    ])
+
+  /// Before anything is fused into the products that attention is written out with.
+  private static let joiningAttention = Phase(
+    phase: .fused, passes: [FuseAttention(), RemoveDeadNodes(), InferTypes()], rounds: 1)
+
+  private static let fusing = Phase(
+    phase: .fused,
+    passes: [
+      SplitConvolutionBias(),
+      MergePointwise(),
+      FuseEpilogues(),
+      MergeOperandScales(),
+      MergeCommonSubexpressions(),
+      RemoveDeadNodes(),
+      InferTypes(),
+    ])
 
   private var dumper = GraphDumper()
   private let phases: [Phase]

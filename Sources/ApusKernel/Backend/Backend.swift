@@ -39,12 +39,15 @@ public struct DeviceTraits: Sendable, Hashable {
   /// The element types whose products have fast kernels: `float32`, `bfloat16`, `int8` (unsigned times
   /// signed bytes) ...
   public var fastTypes: Set<DataType>
+  /// Whether attention has a kernel of its own, so that networks which write it out gain from joining it.
+  public var joinsAttention: Bool
 
   /// Describes a device.
   public init(
     kind: String, name: String, fingerprint: String, isa: String, threadCount: Int,
-    sharesHostMemory: Bool, fastTypes: Set<DataType> = [.float32]
+    sharesHostMemory: Bool, fastTypes: Set<DataType> = [.float32], joinsAttention: Bool = false
   ) {
+    self.joinsAttention = joinsAttention
     self.fastTypes = fastTypes
     self.kind = kind
     self.name = name

@@ -20,7 +20,9 @@ extension ONNXOperatorTable {
         scoreMode: try node.attributes.int("qk_matmul_output_mode", 0),
         leftWindow: try node.attributes.int("left_window_size", -1),
         rightWindow: try node.attributes.int("right_window_size", -1))
-      return try node.result(op, node.inputs)
+      var inputs = node.inputs
+      if let mask = node.optional(3) { inputs[3] = try node.addedMask(mask) }
+      return try node.result(op, inputs)
     }
     op("RotaryEmbedding", since: 23) { (node) throws(ApusError) in
       RotaryEmbedding(
@@ -85,6 +87,13 @@ extension NodeImport {
 }
 
 extension NodeImport {
+  /// A mask as numbers to be added to scores of the query's type: kernels read no booleans.
+  func addedMask(_ mask: ValueID) throws(ApusError) -> ValueID {
+    guard case .tensor(let type) = type(of: mask), type.dataType == .bool else { return mask }
+    let scores = try tensorType(0).dataType
+    return try emit(Where(), [mask, try scalar(0, scores), try scalar(-.infinity, scores)])
+  }
+
   /// Attention whose scores and probabilities pass through graphs of the model's own.
   fileprivate func flexAttention() throws(ApusError) -> [ValueID] {
     let (q, k, v) = (try operand(0), try operand(1), try operand(2))

@@ -297,7 +297,7 @@ extension NodeImport {
       let first = try emit(Sub(), [row, try scalar(Double(window), .int64)])
       isSeen = try emit(And(), [isSeen, try emit(Less(), [first, columns])])
     }
-    guard let bias = optional(10) else { return isSeen }
+    guard let bias = optional(10) else { return try addedMask(isSeen) }
     let type = try tensorType(0).dataType
     return try emit(Where(), [isSeen, bias, try scalar(-.infinity, type)])
   }

@@ -6,8 +6,8 @@ import ApusGraph
 import ApusOps
 import ApusTensor
 
-/// Convolutions and matrix products multiply numbers of type `bfloat16` and add the products in single
-/// precision; what stands between them stays in single precision.
+/// Convolutions, matrix products and attention multiply numbers of type `bfloat16` and add the products in
+/// single precision; what stands between them stays in single precision.
 ///
 /// An image's one or three channels, which the instructions cannot pair, get one of zeros (`PlanesToPixels`);
 /// other products of an odd depth keep single precision.
@@ -37,6 +37,9 @@ public struct UseBFloat16: Pass {
     if layers.contains(node), let channels = Self.imageChannels(node, graph) {
       return try narrowImage(id, channels, &graph, context)
     }
+    if layers.contains(node), let attention = Self.narrowAttention(node, graph) {
+      return try narrowAttention(id, attention, &graph, &rounded, context)
+    }
     guard layers.contains(node), let op = Self.narrowForm(node, graph), let x = node.inputs[0],
       let right = node.inputs[1],
       let rank = graph[node.outputs[0]].type.tensor?.rank,
@@ -55,11 +58,36 @@ public struct UseBFloat16: Pass {
     let product = patch.add(op, [left, factor])
     patch.replace(node.outputs[0], with: try biased(product, node, rank: rank, &patch))
     try patch.apply(to: &graph)
-    for value in isComputed ? [x, right] : [x] where rounded[value] == nil {
+    remember(isComputed ? [x, right] : [x], graph, &rounded)
+    return true
+  }
+
+  /// Notes what values were rounded to.
+  private func remember(_ values: [ValueID], _ graph: Graph, _ rounded: inout [ValueID: ValueID]) {
+    for value in values where rounded[value] == nil {
       rounded[value] = graph[value].consumers.last { isRounding(graph[$0]) }.map {
         graph[$0].outputs[0]
       }
     }
+  }
+
+  private func narrowAttention(
+    _ id: NodeID, _ op: Attention, _ graph: inout Graph, _ rounded: inout [ValueID: ValueID],
+    _ context: PassContext
+  ) throws(ApusError) -> Bool {
+    let node = graph[id]
+    guard context.claim(name, node.name) else { return false }
+    var patch = GraphPatch(rule: name, replacing: [id])
+    var casts: [ValueID: GraphPatch.Reference] = rounded.mapValues { .existing($0) }
+    let inputs = node.inputs.enumerated().map { index, input -> GraphPatch.Reference? in
+      guard let input, index < 3 else { return input.map { .existing($0) } }
+      let cast = casts[input] ?? patch.add(Cast(to: .bfloat16), [.existing(input)])
+      casts[input] = cast
+      return cast
+    }
+    patch.replace(node.outputs[0], with: patch.add(op, inputs))
+    try patch.apply(to: &graph)
+    remember(node.inputs.prefix(3).compactMap { $0 }, graph, &rounded)
     return true
   }
 
@@ -76,6 +104,7 @@ public struct UseBFloat16: Pass {
   /// Whether there is a kernel on `bfloat16` for a node.
   public static func takes(_ node: Node, _ graph: Graph) -> Bool {
     narrowForm(node, graph) != nil || imageChannels(node, graph) != nil
+      || narrowAttention(node, graph) != nil
   }
 
   /// The channels that a convolution of an image's gets; nil for any other node.
@@ -126,6 +155,23 @@ public struct UseBFloat16: Pass {
     }
     return try Tensor(
       values, .bfloat16, shape: [weights.shape[2], weights.shape[3], channels, outputs])
+  }
+
+  /// Attention on narrow operands; nil where there is no kernel for it. Keys must end with a word.
+  private static func narrowAttention(_ node: Node, _ graph: Graph) -> Attention? {
+    guard var op = node.op as? Attention, op.sumType == nil, op.softCap == 0, op.leftWindow < 0,
+      op.rightWindow < 0, node.outputs.count == 1, node.inputs.count >= 3,
+      node.inputs.dropFirst(4).allSatisfy({ $0 == nil }),
+      node.inputs.prefix(3).allSatisfy({
+        $0.flatMap { graph[$0].type.tensor?.dataType } == .float32
+      }), let dims = node.inputs[1].flatMap({ graph[$0].type.tensor?.dims }),
+      let width = dims.last?.value
+    else { return nil }
+    guard dims.count == 4 ? width % 2 == 0 : width % (2 * max(1, op.keyHeads ?? 1)) == 0 else {
+      return nil
+    }
+    op.sumType = .float32
+    return op
   }
 
   private func isRounding(_ node: Node) -> Bool { (node.op as? Cast)?.to == .bfloat16 }

@@ -9,6 +9,7 @@ import ApusGraph
 import ApusOps
 import ApusTensor
 import ApusTestSupport
+import CMallocCounter
 import Testing
 
 /// Attention that networks write out: products of two computed matrices of bytes, or one kernel.
@@ -103,5 +104,31 @@ struct AttentionTests {
     try compare(
       try builder.finish(outputs: [("y", y)]), precision, kernel: "attention", count: 1,
       tolerance: precision == .fp32 ? 1e-5 : 1e-2)
+  }
+
+  /// Numbers of threads that no other test has, so that their pool is free from the first run on.
+  @Test(arguments: [1, 7]) func runsAllocateNothing(threads: Int) throws {
+    for precision in [BuilderConfiguration.Precision.fp32, .bf16] {
+      var configuration = BuilderConfiguration()
+      configuration.precision = precision
+      configuration.threadCount = threads
+      let context = try Builder(configuration).build(network()).makeContext()
+      var generator = SeededGenerator(seed: 6)
+      for name in ["q", "k", "v"] {
+        let shape = [2, Self.length, Self.heads * Self.depth]
+        try context.bindInput(name, try generator.tensor(.float32, shape: shape))
+      }
+      try context.execute()
+      try context.execute()
+      let before = apus_malloc_count()
+      try context.execute()
+      #expect(apus_malloc_count() == before)
+    }
+  }
+
+  @Test func membersOfABatchMayRunOneByOne() throws {
+    let engine = try Builder().build(network())
+    #expect(engine.graph.nodes.contains { engine.graph[$0].op is Attention })
+    #expect(BatchSplit.isPossible(engine.graph))
   }
 }

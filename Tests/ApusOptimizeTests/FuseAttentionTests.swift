@@ -111,6 +111,21 @@ import Testing
     }
   }
 
+  @Test func membersAndHeadsMayBeOneAxis() throws {
+    for maskDims in [nil, [6, 1, 7], [1, 7, 7], [7, 7]] as [[Dim]?] {
+      var b = GraphBuilder("members")
+      let sides = ["q", "k", "v"].map { b.input($0, .float32, [6, 7, 4]) }
+      let turned = try b.apply(Transpose(permutation: [0, 2, 1]), [sides[1]])
+      var scores = try b.apply(MatMul(), [sides[0], turned])
+      if let maskDims { scores = try b.apply(Add(), [scores, b.input("mask", .float32, maskDims)]) }
+      let y = try b.apply(MatMul(), [try b.apply(Softmax(axis: 2), [scores]), sides[2]])
+      let before = try b.finish(outputs: [("y", y)])
+      var after = before
+      #expect(try FuseAttention().run(on: &after, in: PassContext()) == 1)
+      for (x, y) in zip(try run(before), try run(after)) { #expect(abs(x - y) <= 1e-6) }
+    }
+  }
+
   @Test func aResultByHeadsKeepsItsOrder() throws {
     let after = try fuses(Form(maskDims: [1, 1, 1, 7], joinsHeads: false))
     #expect(names(after).filter { $0 == "Transpose" }.count == 1)

@@ -6,7 +6,7 @@ import ApusGraph
 import ApusOps
 import ApusTensor
 
-/// `softmax(q k^T * s + mask) v -> Attention(q, k, v, mask)`, for computed operands of four axes, so that
+/// `softmax(q k^T * s + mask) v -> Attention(q, k, v, mask)`, for operands of three or four axes, so that
 /// scores need not be stored. The factor may be on a side of the first product or behind it, and heads that were
 /// taken out of rows by transposes are read in the rows. Results differ by the roundings in between; BF16
 /// weights are rounded before they are divided by their sum.
@@ -40,6 +40,8 @@ private struct AttentionChain {
     var value: ValueID
     /// Whether heads lie side by side in the rows of places.
     var isSideBySide = false
+    /// Whether the value has no axis of heads; `dims` has one of size 1.
+    var hasOneHead = false
     var dims: [Dim]
 
     var batch: Dim { dims[0] }
@@ -182,12 +184,16 @@ private struct AttentionChain {
       let k = side(keys, isExchanged: !first.transposesRight, isScaled: true, graph),
       let v = side(right, isExchanged: false, isScaled: false, graph)
     else { return "its operands have other axes than batch, head, place and element" }
+    guard q.hasOneHead == k.hasOneHead, q.hasOneHead == v.hasOneHead else {
+      return "its operands have different numbers of axes"
+    }
     guard q.batch == k.batch, q.batch == v.batch, k.heads == v.heads, k.places == v.places,
       q.width == k.width, q.heads == k.heads || k.heads.value == 1
     else { return "its operands are broadcast" }
     guard let width = q.width.value, let valueWidth = v.width.value, width > 0, valueWidth > 0,
       max(width, valueWidth) <= Self.widest, type == .float32 || width % 2 == 0
     else { return "its heads are of a width without kernels" }
+    guard scale.isFinite else { return "its factor is not finite" }
     sides = [q, k, v]
     return nil
   }
@@ -201,15 +207,18 @@ private struct AttentionChain {
     _ value: ValueID, isExchanged: Bool, isScaled: Bool, _ graph: Graph
   ) -> Side? {
     var value = isScaled ? unscaled(value, graph) : value
-    guard graph[value].type.tensor?.rank == 4 else { return nil }
     if isExchanged {
       guard let (permutation, source) = Self.transposed(value, graph),
-        permutation == [0, 1, 3, 2] || permutation == [0, 2, 3, 1]
+        [[0, 2, 1], [0, 1, 3, 2], [0, 2, 3, 1]].contains(permutation)
       else { return nil }
       value = isScaled ? unscaled(source, graph) : source
       if permutation == [0, 2, 3, 1] { return sideBySide(value, graph) }
     }
     guard let dims = graph[value].type.tensor?.dims else { return nil }
+    if dims.count == 3 {
+      return Side(value: value, hasOneHead: true, dims: [dims[0], 1, dims[1], dims[2]])
+    }
+    guard dims.count == 4 else { return nil }
     if let (permutation, source) = Self.transposed(value, graph), permutation == [0, 2, 1, 3],
       dims[1].value != nil
     {
@@ -227,7 +236,7 @@ private struct AttentionChain {
 
   private static func transposed(_ value: ValueID, _ graph: Graph) -> ([Int], ValueID)? {
     guard let producer = graph[value].producer, let op = graph[producer].op as? Transpose,
-      let permutation = op.permutation, permutation.count == 4, let source = graph[producer].inputs[0]
+      let permutation = op.permutation, let source = graph[producer].inputs[0]
     else { return nil }
     return (permutation, source)
   }
@@ -272,8 +281,11 @@ private struct AttentionChain {
       queryHeads: sides[0].heads.value, keyHeads: sides[1].heads.value, scale: scale,
       sumType: resultType, keepsNaN: true)
     var inputs: [GraphPatch.Reference?] = []
+    let axis = patch.constant("heads.axis", try Tensor([1], .int64, shape: [1]))
     for (index, side) in sides.enumerated() {
-      if !side.isSideBySide {
+      if side.hasOneHead {
+        inputs.append(patch.add(Unsqueeze(), [.existing(side.value), axis]))
+      } else if !side.isSideBySide {
         inputs.append(.existing(side.value))
       } else if index > 0 || joinsHeads {
         inputs.append(try Self.rows(side, graph, &patch))
@@ -284,8 +296,13 @@ private struct AttentionChain {
     }
     if !joinsHeads { op.queryHeads = nil }
     if !sides[1].isSideBySide && !sides[2].isSideBySide { op.keyHeads = nil }
-    if let mask { inputs.append(.existing(mask)) }
+    if let mask {
+      // One that differs between the members of a batch has no axis of heads either.
+      let isByMember = sides[0].hasOneHead && graph[mask].type.tensor?.rank == 3
+      inputs.append(isByMember ? patch.add(Unsqueeze(), [.existing(mask), axis]) : .existing(mask))
+    }
     var output = patch.add(op, inputs)
+    if sides[0].hasOneHead { output = patch.add(Squeeze(), [output, axis]) }
     if joinsHeads, let heads = sides[0].heads.value, let width = sides[2].width.value {
       let sizes = try Tensor([0, 0, Int64(heads), Int64(width)], .int64, shape: [4])
       output = patch.add(Reshape(), [output, patch.constant("heads", sizes)])

@@ -281,10 +281,11 @@ private struct AttentionChain {
       queryHeads: sides[0].heads.value, keyHeads: sides[1].heads.value, scale: scale,
       sumType: resultType, keepsNaN: true)
     var inputs: [GraphPatch.Reference?] = []
-    let axis = patch.constant("heads.axis", try Tensor([1], .int64, shape: [1]))
+    let axis = try Tensor([1], .int64, shape: [1])
+    let heads = sides[0].hasOneHead ? patch.constant("heads.axis", axis) : nil
     for (index, side) in sides.enumerated() {
       if side.hasOneHead {
-        inputs.append(patch.add(Unsqueeze(), [.existing(side.value), axis]))
+        inputs.append(patch.add(Unsqueeze(), [.existing(side.value), heads]))
       } else if !side.isSideBySide {
         inputs.append(.existing(side.value))
       } else if index > 0 || joinsHeads {
@@ -299,10 +300,10 @@ private struct AttentionChain {
     if let mask {
       // One that differs between the members of a batch has no axis of heads either.
       let isByMember = sides[0].hasOneHead && graph[mask].type.tensor?.rank == 3
-      inputs.append(isByMember ? patch.add(Unsqueeze(), [.existing(mask), axis]) : .existing(mask))
+      inputs.append(isByMember ? patch.add(Unsqueeze(), [.existing(mask), heads]) : .existing(mask))
     }
     var output = patch.add(op, inputs)
-    if sides[0].hasOneHead { output = patch.add(Squeeze(), [output, axis]) }
+    if sides[0].hasOneHead { output = patch.add(Squeeze(), [output, heads]) }
     if joinsHeads, let heads = sides[0].heads.value, let width = sides[2].width.value {
       let sizes = try Tensor([0, 0, Int64(heads), Int64(width)], .int64, shape: [4])
       output = patch.add(Reshape(), [output, patch.constant("heads", sizes)])

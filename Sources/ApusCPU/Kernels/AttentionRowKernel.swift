@@ -162,25 +162,16 @@ private struct AttentionRowGenerator {
     a.bind(end)
   }
 
-  /// A vector of scaled and masked scores; lanes behind the last key are minus infinity.
+  /// A vector of scaled and masked scores; lanes behind the last key are of no use.
   private func score(_ index: Int, _ tail: TailMask?) throws(ApusError) -> Vec {
     var expression = ScalarExpr.input(0)
     if shape.scale != 1 { expression = expression * .const(shape.scale) }
     if shape.hasMask { expression = expression + .input(1) }
-    let registers = Array(free.dropLast())
-    let emitter = ExpressionEmitter(a, isa: isa, free: registers, tail: tail) { input in
+    let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail) { input in
       let place = Address(input == 0 ? .r8 : .r9, index: .rax, scale: 4, index * width.bytes)
       return tail == nil ? .memory(place) : .tail(place)
     }
-    let value = try emitter.emit(expression)
-    guard let tail else { return value }
-    let hidden = free[free.count - 1]
-    a.vbroadcastss(hidden, a.constant(words: [(-Float.infinity).bitPattern]))
-    switch tail {
-    case .mask(let mask): a.vblendmps(value, mask, hidden, value)
-    case .lanes(let lanes): a.vblendvps(value, mask: lanes, hidden, value)
-    }
-    return value
+    return try emitter.emit(expression)
   }
 
   /// `m'`, in every lane and in memory. A NaN is left to the weights, which it makes NaN.
@@ -188,7 +179,14 @@ private struct AttentionRowGenerator {
     for register in partial { a.vmovups(register, old) }
     try overKeys(unroll: partial.count) { (index, tail) throws(ApusError) in
       let value = try score(index, tail)
-      a.vmaxps(partial[index], value, partial[index])
+      switch tail {
+      case nil: a.vmaxps(partial[index], value, partial[index])
+      case .mask(let mask): a.vmaxps(partial[index], value, partial[index], mask: mask)
+      case .lanes(let lanes):
+        // `m` takes the place of what is no score.
+        a.vblendvps(value, mask: lanes, old, value)
+        a.vmaxps(partial[index], value, partial[index])
+      }
     }
     for other in partial.dropFirst() { a.vmaxps(partial[0], partial[0], other) }
     a.foldLanes(partial[0], scratch: free[0]) { a.vmaxps($0, $0, $1) }
@@ -196,10 +194,14 @@ private struct AttentionRowGenerator {
     a.vmovss(Address(.r11), top.at(.xmm))
   }
 
-  /// `exp(m - m')`.
+  /// `exp(m - m')`, or zero where nothing has been added up.
   private func earlierFactor() throws(ApusError) {
-    let value = try exponential(old, owned: false, free)
-    a.vmovups(factor, value)
+    let done = a.label()
+    a.vxorps(factor, factor, factor)
+    a.test(.rsi, .rsi)
+    a.j(.equal, done)
+    a.vmovups(factor, try exponential(old, owned: false, free))
+    a.bind(done)
   }
 
   /// `exp(x - m')`.
@@ -217,6 +219,12 @@ private struct AttentionRowGenerator {
     try overKeys(unroll: 2) { (index, tail) throws(ApusError) in
       let value = try score(index, tail)
       let weight = try exponential(value, owned: true, free.filter { $0 != value })
+      // Hidden here and not before: numbers that vanish in exp are slow.
+      switch tail {
+      case nil: break
+      case .mask(let mask): a.vmovups(weight, weight, mask: mask, zeroing: true)
+      case .lanes(let lanes): a.vandps(weight, weight, lanes)
+      }
       a.vaddps(sum, sum, weight)
       store(weight, index)
     }

@@ -3,6 +3,7 @@
 
 import Apus
 import ApusCalibration
+import ApusEngine
 import ApusTestSupport
 import Foundation
 import Testing
@@ -50,24 +51,37 @@ import Testing
     }
   }
 
-  /// A tensor's range is much too wide: the search narrows it before it gives up bytes.
-  @Test func rangesAreImprovedByTheirResults() throws {
+  /// A tensor's range is much too wide, another's much too narrow: results say so.
+  @Test(arguments: [("one.b", 12.0), ("last", 0.1)])
+  func rangesAreImprovedByTheirResults(layer: String, factor: Double) throws {
     let graph = try QuantizableNetwork.graph()
-    var configuration = configuration(try archive(48))
+    let path = try archive(48)
+    let configuration = configuration(path)
     guard try Builder(configuration).device().fastTypes.contains(.int8) else { return }
     let calibration = try Calibration(graph, configuration)
     for seed in 1...6 { try calibration.add(try QuantizableNetwork.batch(4, seed: UInt64(seed))) }
     var table = try calibration.finish()
-    let node = try #require(graph.nodes.first { graph[$0].name == "one.b" })
+    let node = try #require(graph.nodes.first { graph[$0].name == layer })
     let tensor = graph[try #require(graph[node].inputs[0])].name
     let range = try #require(table.entries[tensor]?.range)
-    table.entries[tensor]?.range = ActivationRange(lower: range.lower * 16, upper: range.upper * 16)
-    configuration.calibrationTable = table
-    configuration.accuracyBudget = 0.01
-    let engine = try Builder(configuration).build(graph)
-    let found = try #require(engine.report.calibration?.entries[tensor]?.range)
-    #expect(found.upper < 8 * range.upper, "\(found.upper) for \(range.upper)")
-    #expect(try 100 * noise(engine, graph) <= 0.03)
+    let spoilt = ActivationRange(lower: range.lower * factor, upper: range.upper * factor)
+    table.entries[tensor]?.range = spoilt
+    let study = try PrecisionStudy(
+      graph, Builder(configuration), table, HeldOutSamples(batches: [try QuantizableNetwork.batch(8, seed: 50)]))
+    try study.observe(
+      OtherSamples(
+        source: .file(path), inputs: Engine.Binding.inputs(of: graph), configuration: configuration, allLabels: nil))
+    func noise() throws -> Double {
+      try study.calibratedNoise(of: study.engine(study.precisions([layer: .int8]), isDraft: true))
+    }
+    let before = try noise()
+    var errors = [layer: before]
+    let changed = try RangeSearch(study: study, report: { (_, _) throws(ApusError) in }).run(&errors)
+    #expect(changed == 1)
+    let found = try #require(study.table.entries[tensor]?.range)
+    #expect(abs(log(found.upper / range.upper)) < abs(log(factor)) - 1, "\(found.upper), not \(range.upper)")
+    let after = try noise()
+    #expect(after < 0.2 * before && abs(errors[layer]! - after) < 1e-6 * before, "\(after) of \(before)")
   }
 
   @Test func wordsAndFilesThatDoNotFitAreErrors() throws {

@@ -23,9 +23,7 @@ extension Builder {
     for network: Graph, from source: CalibrationSource, settingAside samples: inout HeldOutSamples
   ) throws(ApusError) -> CalibrationTable {
     if let known = try knownTable(for: network) {
-      let inputs = network.inputs.map {
-        Engine.Binding(name: network[$0].name, type: network[$0].type)
-      }
+      let inputs = Engine.Binding.inputs(of: network)
       try source.forEachBatch(
         of: inputs, openBatch: configuration.batch ?? 1,
         skipsBadFiles: configuration.skipsBadCalibrationFiles,

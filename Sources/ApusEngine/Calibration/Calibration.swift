@@ -66,7 +66,7 @@ public final class Calibration {
   ) throws(ApusError) {
     self.calibrator = calibrator ?? configuration.calibrator
     modelHash = try ModelHash.of(network)
-    inputs = network.inputs.map { Engine.Binding(name: network[$0].name, type: network[$0].type) }
+    inputs = Engine.Binding.inputs(of: network)
     var configuration = configuration
     configuration.precision = .fp32
     configuration.layerPrecisions = [:]

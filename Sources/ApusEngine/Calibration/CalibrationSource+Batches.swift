@@ -25,7 +25,7 @@ extension CalibrationSource {
   public func batches(for network: Graph, _ configuration: BuilderConfiguration)
     throws(ApusError) -> [[String: Tensor]]
   {
-    let inputs = network.inputs.map { Engine.Binding(name: network[$0].name, type: network[$0].type) }
+    let inputs = Engine.Binding.inputs(of: network)
     var result: [[String: Tensor]] = []
     try forEachBatch(
       of: inputs, openBatch: configuration.batch ?? 1,

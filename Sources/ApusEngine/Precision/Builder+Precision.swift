@@ -90,7 +90,7 @@ extension Builder {
     try study.observe(
       OtherSamples(
         source: source,
-        inputs: network.inputs.map { Engine.Binding(name: network[$0].name, type: network[$0].type) },
+        inputs: Engine.Binding.inputs(of: network),
         configuration: configuration, allLabels: labels))
     let search = PrecisionSearch(
       study: study, budget: configuration.accuracyBudget, metric: metric, progress: progress)

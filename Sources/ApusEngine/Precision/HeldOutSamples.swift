@@ -5,7 +5,7 @@ import ApusBase
 import ApusTensor
 
 /// Calibration batches that are not calibrated with: errors are measured on them.
-struct HeldOutSamples {
+package struct HeldOutSamples {
   /// One batch of this many is set aside, until there are enough samples.
   static let stride = 3
   static let limit = 64
@@ -24,7 +24,7 @@ struct HeldOutSamples {
   }
 
   /// Samples that are all there are.
-  init(batches: [[String: Tensor]]) {
+  package init(batches: [[String: Tensor]]) {
     self.init()
     self.batches = batches
   }
@@ -62,7 +62,7 @@ struct HeldOutSamples {
 }
 
 /// Calibration batches that were not set aside, read once more from where they came from.
-struct OtherSamples {
+package struct OtherSamples {
   /// So many are enough to see how close classes are.
   private static let limit = 1024
 
@@ -70,6 +70,16 @@ struct OtherSamples {
   let inputs: [Engine.Binding]
   let configuration: BuilderConfiguration
   let allLabels: [Int]?
+
+  package init(
+    source: CalibrationSource, inputs: [Engine.Binding], configuration: BuilderConfiguration,
+    allLabels: [Int]?
+  ) {
+    self.source = source
+    self.inputs = inputs
+    self.configuration = configuration
+    self.allLabels = allLabels
+  }
 
   /// Calls `body` with the batches one after the other, up to some number of samples.
   ///

@@ -9,7 +9,7 @@ import ApusOps
 import ApusOptimize
 
 /// Which precision each product of a network takes: one for all, others for single nodes.
-struct LayerPrecisions: Sendable {
+package struct LayerPrecisions: Sendable {
   /// The precision of nodes that are not named.
   var usual = BuilderConfiguration.Precision.fp32
   /// Whether `usual` and `named` were found for precision `auto`.

@@ -14,8 +14,8 @@ import ApusTensor
 ///
 /// Every figure is of a real engine with all its fusions; builds share one timing cache, so that only
 /// problems that are new are tuned.
-final class PrecisionStudy {
-  typealias Precision = BuilderConfiguration.Precision
+package final class PrecisionStudy {
+  package typealias Precision = BuilderConfiguration.Precision
 
   /// A layer whose precision can be chosen.
   struct Layer {
@@ -31,7 +31,7 @@ final class PrecisionStudy {
   /// The layers in order.
   let layers: [Layer]
   /// The ranges for int8.
-  var table: CalibrationTable
+  package var table: CalibrationTable
   private let graph: Graph
   private let builder: Builder
   private let backend: any Backend
@@ -48,7 +48,7 @@ final class PrecisionStudy {
   ///   - network: As it was imported.
   ///   - builder: Its configuration says everything but the precisions.
   /// - Throws: as `Builder.build`.
-  init(_ network: Graph, _ builder: Builder, _ table: CalibrationTable, _ samples: HeldOutSamples)
+  package init(_ network: Graph, _ builder: Builder, _ table: CalibrationTable, _ samples: HeldOutSamples)
     throws(ApusError)
   {
     var builder = builder
@@ -76,7 +76,7 @@ final class PrecisionStudy {
   /// Ranges are judged by some of them. Where answers are classes they also show how close these are, and how
   /// much rounding moves them: a few ranges do not learn samples by heart, and the some dozens that are set
   /// aside are few for that.
-  func observe(_ others: OtherSamples) throws(ApusError) {
+  package func observe(_ others: OtherSamples) throws(ApusError) {
     var rows: [[Double]] = []
     var count = 0
     let labels = try others.forEachBatch { (batch) throws(ApusError) in
@@ -125,7 +125,7 @@ final class PrecisionStudy {
   }
 
   /// The precisions with these choices; layers without one keep single precision.
-  func precisions(_ choice: [String: Precision]) -> LayerPrecisions {
+  package func precisions(_ choice: [String: Precision]) -> LayerPrecisions {
     LayerPrecisions(
       usual: .fp32, named: choice.filter { $0.value != .fp32 }, table: table,
       quantization: builder.configuration.quantization, rounded: rounded,
@@ -133,7 +133,7 @@ final class PrecisionStudy {
   }
 
   /// Builds an engine, at full effort or just to look at its results.
-  func engine(_ precisions: LayerPrecisions, isDraft: Bool = false) throws(ApusError) -> Engine {
+  package func engine(_ precisions: LayerPrecisions, isDraft: Bool = false) throws(ApusError) -> Engine {
     var builder = builder
     if isDraft { builder.configuration.level = min(1, builder.configuration.level) }
     return try builder.build(graph, precisions, backend, Clock.seconds)
@@ -151,7 +151,7 @@ final class PrecisionStudy {
   }
 
   /// The energy of an engine's error on samples that were calibrated with.
-  func calibratedNoise(of engine: Engine) throws(ApusError) -> Double {
+  package func calibratedNoise(of engine: Engine) throws(ApusError) -> Double {
     let results = try Self.results(engine, calibrated.map(\.inputs))
     return Self.difference(results, calibrated.map(\.exact)).noise
   }

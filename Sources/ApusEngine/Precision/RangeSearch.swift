@@ -10,7 +10,7 @@ import ApusCalibration
 /// channel of large numbers may meet small weights and can be clipped, the tail of another decides the answer.
 /// So wider and narrower ranges are tried in engines that round only this tensor's readers, and the one whose
 /// results are nearest to single precision is kept. It costs nothing at run time.
-struct RangeSearch {
+package struct RangeSearch {
   let study: PrecisionStudy
   /// Called before each tensor; throws to stop.
   let report: (_ done: Int, _ total: Int) throws(ApusError) -> Void
@@ -23,11 +23,18 @@ struct RangeSearch {
   private static let limits = 0.25...4.0
   private static let gain = 0.95
 
+  package init(
+    study: PrecisionStudy, report: @escaping (_ done: Int, _ total: Int) throws(ApusError) -> Void
+  ) {
+    self.study = study
+    self.report = report
+  }
+
   /// Improves the study's ranges.
   ///
   /// - Parameter errors: The error energy of each layer in int8; corrected for what was gained.
   /// - Returns: How many ranges were changed.
-  func run(_ errors: inout [String: Double]) throws(ApusError) -> Int {
+  package func run(_ errors: inout [String: Double]) throws(ApusError) -> Int {
     let worst = worstTensors(errors)
     var changed = 0
     for (index, tensor) in worst.enumerated() {

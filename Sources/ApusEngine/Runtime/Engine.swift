@@ -18,6 +18,11 @@ public final class Engine: Sendable {
     public let name: String
     /// The type; sizes that may differ from call to call are symbols.
     public let type: ValueType
+
+    /// What a network takes.
+    package static func inputs(of network: Graph) -> [Binding] {
+      network.inputs.map { Binding(name: network[$0].name, type: network[$0].type) }
+    }
   }
 
   /// The optimised network.

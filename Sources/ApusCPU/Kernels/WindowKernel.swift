@@ -145,7 +145,7 @@ private struct WindowGenerator {
     let count = shape.pixels * vectors
     let sums = Array(registers.prefix(count))
     let free = Array(registers.dropFirst(count))
-    guard free.count > vectors else {
+    guard free.count > vectors + Self.loadedAtOnce - 1 else {
       throw ApusError(.notYetSupported, "a window of \(shape.pixels) pixels does not fit")
     }
     let tail: TailMask? = masked ? self.tail : nil
@@ -167,8 +167,10 @@ private struct WindowGenerator {
     a.test(.r14, .r14)
     a.j(.lessOrEqual, finished)
     let row = a.here()
-    for column in 0..<shape.columns {
-      window(column, sums, free, vectors, tail)
+    if shape.operation == .multiply {
+      multiply(sums, free, vectors, tail)
+    } else {
+      for column in 0..<shape.columns { reduce(column, sums, free, vectors, tail) }
     }
     a.add(.rbx, shape.rowStep)
     if shape.operation == .multiply { a.add(.rbp, shape.weightRowStep) }
@@ -203,19 +205,64 @@ private struct WindowGenerator {
     }
   }
 
-  /// One window column of the current row, for all pixels.
-  private func window(
-    _ column: Int, _ sums: [Vec], _ free: [Vec], _ vectors: Int, _ tail: TailMask?
-  ) {
-    let factors = Array(free.prefix(vectors))
-    let spare = Array(free.dropFirst(vectors))
-    if shape.operation == .multiply {
-      for (vector, factor) in factors.enumerated() {
-        let element = column * shape.channels + vector * isa.lanes
-        let place = Address(.rbp, element * ElementAccess.byteCount(shape.weightType))
-        a.loadElements(factor, place, shape.weightType, tail)
+  /// The current row of the windows, times the weights. An input pixel that lies in the windows of several
+  /// output pixels is read, and widened, once for all of them.
+  private func multiply(_ sums: [Vec], _ free: [Vec], _ vectors: Int, _ tail: TailMask?) {
+    let atOnce = max(1, min(shape.columns, (free.count - Self.loadedAtOnce) / vectors))
+    for first in stride(from: 0, to: shape.columns, by: atOnce) {
+      let columns = first..<min(shape.columns, first + atOnce)
+      let factors = Array(free.prefix(columns.count * vectors))
+      let spare = Array(free.dropFirst(factors.count))
+      for column in columns {
+        for vector in 0..<vectors {
+          let element = column * shape.channels + vector * isa.lanes
+          let place = Address(.rbp, element * ElementAccess.byteCount(shape.weightType))
+          a.loadElements(
+            factors[(column - first) * vectors + vector], place, shape.weightType, tail)
+        }
+      }
+      var uses: [Int: [(pixel: Int, column: Int)]] = [:]
+      for pixel in 0..<shape.pixels {
+        for column in columns {
+          uses[pixel * shape.pixelStep + column * shape.columnStep, default: []].append((pixel, column))
+        }
+      }
+      var loads = 0
+      // From left to right, so that every sum adds its columns in their order.
+      for (offset, users) in uses.sorted(by: { $0.key < $1.key }) {
+        for vector in 0..<vectors {
+          let place = Address(
+            .rbx, offset + vector * isa.lanes * ElementAccess.byteCount(shape.inputType))
+          // What is used once is read by the instruction that uses it, where that can be.
+          let isDirect = users.count == 1 && tail == nil && shape.inputType == .float32
+          let loaded = spare[loads % spare.count]
+          if !isDirect {
+            a.loadElements(loaded, place, shape.inputType, tail)
+            loads += 1
+          }
+          for (pixel, column) in users {
+            let sum = sums[pixel * vectors + vector]
+            let factor = factors[(column - first) * vectors + vector]
+            if isDirect {
+              a.vfmadd231ps(sum, factor, place)
+            } else {
+              a.vfmadd231ps(sum, factor, loaded)
+            }
+          }
+        }
       }
     }
+  }
+
+  /// Registers for input pixels in flight.
+  private static let loadedAtOnce = 2
+
+  /// One window column of the current row, for all pixels: sums or the largest element.
+  private func reduce(
+    _ column: Int, _ sums: [Vec], _ free: [Vec], _ vectors: Int, _ tail: TailMask?
+  ) {
+    let scratch = free[0]
+    let spare = Array(free.dropFirst(vectors))
     for pixel in 0..<shape.pixels {
       for vector in 0..<vectors {
         let sum = sums[pixel * vectors + vector]
@@ -232,18 +279,11 @@ private struct WindowGenerator {
         // Whole vectors of single precision are read by the instruction that uses them.
         let isDirect = tail == nil && shape.inputType == .float32
         if !isDirect { a.loadElements(loaded, place, shape.inputType, tail) }
-        switch shape.operation {
-        case .multiply:
-          if isDirect {
-            a.vfmadd231ps(sum, factors[vector], place)
-          } else {
-            a.vfmadd231ps(sum, factors[vector], loaded)
-          }
-        case .sum:
+        if shape.operation == .sum {
           if isDirect { a.vaddps(sum, sum, place) } else { a.vaddps(sum, sum, loaded) }
-        case .maximum:
+        } else {
           if isDirect { a.vmovups(loaded, place) }
-          maximum(sum, loaded, factors[0])
+          maximum(sum, loaded, scratch)
         }
       }
     }

@@ -9,8 +9,8 @@ import ApusX86
 /// Generated code that slides a window over channels-last pixels, channel by channel: depthwise
 /// convolution, largest element, sum.
 ///
-/// A call computes `pixels` output pixels side by side, going over the channels in vectors; the number
-/// of window rows is an argument, the number of window columns is fixed.
+/// A call computes some output pixels side by side, going over the channels in vectors; the number of window
+/// rows is an argument, the window columns of each pixel are fixed.
 package final class WindowKernel: Sendable {
   /// What is done with the elements of a window.
   package enum Operation: Hashable, Sendable {
@@ -24,10 +24,12 @@ package final class WindowKernel: Sendable {
 
   /// What shapes the code; steps in bytes.
   package struct Shape: Hashable, Sendable {
-    package var pixels: Int
+    /// For each output pixel the window columns that lie within the input.
+    package var inside: [Range<Int>]
     /// Vectors of channels computed at once.
     package var vectors: Int
-    package var columns: Int
+    /// Rows of a window that lies within the input; code for so many is laid out without a loop.
+    package var fullRows: Int
     package var channels: Int
     /// From the window of one output pixel to the next one's.
     package var pixelStep: Int
@@ -47,10 +49,18 @@ package final class WindowKernel: Sendable {
     /// The element type of the weights.
     package var weightType: DataType
     package var isa: ISA
+
+    /// Output pixels.
+    var pixels: Int { inside.count }
+    /// Window columns of any pixel.
+    var columns: Range<Int> {
+      (inside.map(\.lowerBound).min() ?? 0)..<(inside.map(\.upperBound).max() ?? 0)
+    }
   }
 
   /// Words of the argument block.
   package enum Argument {
+    /// Column 0 of the first pixel's window, whether or not it lies within the input.
     package static let input = 0
     package static let weights = 1
     package static let output = 2
@@ -143,12 +153,16 @@ private struct WindowGenerator {
   /// `vectors` vectors of channels of all pixels.
   private func block(_ vectors: Int, masked: Bool) throws(ApusError) {
     let count = shape.pixels * vectors
-    let sums = Array(registers.prefix(count))
-    let free = Array(registers.dropFirst(count))
-    guard free.count > vectors + Self.loadedAtOnce - 1 else {
+    var sums = Array(registers.prefix(count))
+    var free = Array(registers.dropFirst(count))
+    guard free.count > vectors + Self.loadedAtOnce else {
       throw ApusError(.notYetSupported, "a window of \(shape.pixels) pixels does not fit")
     }
     let tail: TailMask? = masked ? self.tail : nil
+    let splits = splitsPairs(vectors, tail)
+    if splits, let mask = free.last {
+      a.vbroadcastss(mask, a.constant(words: [0xFFFF_0000]))
+    }
     if shape.operation == .maximum {
       let lowest = a.constant(words: [
         shape.inputType.isInteger
@@ -161,6 +175,19 @@ private struct WindowGenerator {
       for sum in sums { a.vxorps(sum, sum, sum) }
     }
     let finished = a.label()
+    let unrolls = shape.operation == .multiply && shape.fullRows * shape.columns.count <= Self.mostUnrolled
+    if unrolls {
+      let someRows = a.label()
+      a.cmp(.r12, shape.fullRows)
+      a.j(.notEqual, someRows)
+      for row in 0..<shape.fullRows {
+        multiply(
+          Address(.rax, row * shape.rowStep), Address(.rdx, row * shape.weightRowStep), sums, free,
+          vectors, tail)
+      }
+      a.jmp(finished)
+      a.bind(someRows)
+    }
     a.mov(.rbx, .rax)
     a.mov(.rbp, .rdx)
     a.mov(.r14, .r12)
@@ -168,15 +195,16 @@ private struct WindowGenerator {
     a.j(.lessOrEqual, finished)
     let row = a.here()
     if shape.operation == .multiply {
-      multiply(sums, free, vectors, tail)
+      multiply(Address(.rbx), Address(.rbp), sums, free, vectors, tail)
     } else {
-      for column in 0..<shape.columns { reduce(column, sums, free, vectors, tail) }
+      for column in shape.columns { reduce(column, sums, free, vectors, tail) }
     }
     a.add(.rbx, shape.rowStep)
     if shape.operation == .multiply { a.add(.rbp, shape.weightRowStep) }
     a.dec(.r14)
     a.j(.notEqual, row)
     a.bind(finished)
+    if splits { joinPairs(&sums, &free) }
     if shape.operation == .sum {
       a.vbroadcastss(free[0], Address(.rdi, 8 * WindowKernel.Argument.factor))
       for sum in sums { a.vmulps(sum, sum, free[0]) }
@@ -205,52 +233,99 @@ private struct WindowGenerator {
     }
   }
 
-  /// The current row of the windows, times the weights. An input pixel that lies in the windows of several
-  /// output pixels is read, and widened, once for all of them.
-  private func multiply(_ sums: [Vec], _ free: [Vec], _ vectors: Int, _ tail: TailMask?) {
-    let atOnce = max(1, min(shape.columns, (free.count - Self.loadedAtOnce) / vectors))
-    for first in stride(from: 0, to: shape.columns, by: atOnce) {
-      let columns = first..<min(shape.columns, first + atOnce)
-      let factors = Array(free.prefix(columns.count * vectors))
-      let spare = Array(free.dropFirst(factors.count))
+  /// Windows of more elements have a loop over their rows.
+  private static let mostUnrolled = 25
+
+  /// A row of the windows, times the weights. An input pixel that lies in the windows of several output
+  /// pixels is read, and widened, once for all of them.
+  private func multiply(
+    _ input: Address, _ weights: Address, _ sums: [Vec], _ free: [Vec], _ vectors: Int,
+    _ tail: TailMask?
+  ) {
+    let splits = splitsPairs(vectors, tail)
+    let usable = splits ? Array(free.dropLast()) : free
+    let atOnce = max(1, (usable.count - Self.loadedAtOnce) / vectors)
+    let all = shape.columns
+    for first in stride(from: all.lowerBound, to: all.upperBound, by: atOnce) {
+      let columns = first..<min(all.upperBound, first + atOnce)
+      let held = Array(usable.prefix(columns.count * vectors))
+      let spare = Array(usable.dropFirst(held.count))
+      func factors(_ column: Int) -> [Vec] {
+        let start = (column - first) * vectors
+        return Array(held[start..<start + vectors])
+      }
+      let weightBytes = ElementAccess.byteCount(shape.weightType)
       for column in columns {
-        for vector in 0..<vectors {
-          let element = column * shape.channels + vector * isa.lanes
-          let place = Address(.rbp, element * ElementAccess.byteCount(shape.weightType))
-          a.loadElements(
-            factors[(column - first) * vectors + vector], place, shape.weightType, tail)
-        }
+        load(
+          factors(column), weights.offset(column * shape.channels * weightBytes), shape.weightType,
+          tail, splits ? free.last : nil)
       }
       var uses: [Int: [(pixel: Int, column: Int)]] = [:]
       for pixel in 0..<shape.pixels {
-        for column in columns {
+        for column in columns where shape.inside[pixel].contains(column) {
           uses[pixel * shape.pixelStep + column * shape.columnStep, default: []].append((pixel, column))
         }
       }
       var loads = 0
       // From left to right, so that every sum adds its columns in their order.
       for (offset, users) in uses.sorted(by: { $0.key < $1.key }) {
-        for vector in 0..<vectors {
-          let place = Address(
-            .rbx, offset + vector * isa.lanes * ElementAccess.byteCount(shape.inputType))
-          // What is used once is read by the instruction that uses it, where that can be.
-          let isDirect = users.count == 1 && tail == nil && shape.inputType == .float32
-          let loaded = spare[loads % spare.count]
-          if !isDirect {
-            a.loadElements(loaded, place, shape.inputType, tail)
-            loads += 1
+        // What is used once is read by the instruction that uses it, where that can be.
+        if users.count == 1, tail == nil, shape.inputType == .float32 {
+          for vector in 0..<vectors {
+            a.vfmadd231ps(
+              sums[users[0].pixel * vectors + vector], factors(users[0].column)[vector],
+              input.offset(offset + vector * isa.lanes * 4))
           }
-          for (pixel, column) in users {
-            let sum = sums[pixel * vectors + vector]
-            let factor = factors[(column - first) * vectors + vector]
-            if isDirect {
-              a.vfmadd231ps(sum, factor, place)
-            } else {
-              a.vfmadd231ps(sum, factor, loaded)
-            }
+          continue
+        }
+        let loaded = (0..<vectors).map { spare[(loads + $0) % spare.count] }
+        loads += vectors
+        load(loaded, input.offset(offset), shape.inputType, tail, splits ? free.last : nil)
+        for (pixel, column) in users {
+          for (vector, factor) in factors(column).enumerated() {
+            a.vfmadd231ps(sums[pixel * vectors + vector], factor, loaded[vector])
           }
         }
       }
+    }
+  }
+
+  /// Loads vectors side by side; with a mask of the upper halves of words, the even elements into the first
+  /// register and the odd ones into the second.
+  private func load(
+    _ to: [Vec], _ place: Address, _ type: DataType, _ tail: TailMask?, _ upperHalves: Vec?
+  ) {
+    if let upperHalves {
+      a.vmovups(to[1], place)
+      a.vpslld(to[0], to[1], 16)
+      a.vandps(to[1], to[1], upperHalves)
+      return
+    }
+    for (vector, register) in to.enumerated() {
+      a.loadElements(
+        register, place.offset(vector * isa.lanes * ElementAccess.byteCount(type)), type, tail)
+    }
+  }
+
+  /// Whether two vectors of BF16 are taken apart into even and odd elements, which is less work than widening
+  /// them one after the other; their sums are put in order at the end.
+  private func splitsPairs(_ vectors: Int, _ tail: TailMask?) -> Bool {
+    shape.operation == .multiply && vectors == 2 && tail == nil && isa == .avx512
+      && shape.inputType == .bfloat16 && shape.weightType == .bfloat16
+  }
+
+  /// Puts sums of even and odd elements in order.
+  private func joinPairs(_ sums: inout [Vec], _ free: inout [Vec]) {
+    let (lower, upper) = (free[0], free[1])
+    let order: [UInt32] = (0..<16).map { $0 / 2 + $0 % 2 * 16 }
+    a.vmovups(lower, a.constant(words: order))
+    a.vmovups(upper, a.constant(words: order.map { $0 + 8 }))
+    for pixel in 0..<shape.pixels {
+      let (even, odd) = (sums[2 * pixel], sums[2 * pixel + 1])
+      a.vmovups(free[2], even)
+      a.vpermt2d(free[2], lower, odd)
+      a.vpermt2d(even, upper, odd)
+      (sums[2 * pixel], sums[2 * pixel + 1], free[2]) = (free[2], even, odd)
     }
   }
 
@@ -263,7 +338,7 @@ private struct WindowGenerator {
   ) {
     let scratch = free[0]
     let spare = Array(free.dropFirst(vectors))
-    for pixel in 0..<shape.pixels {
+    for pixel in 0..<shape.pixels where shape.inside[pixel].contains(column) {
       for vector in 0..<vectors {
         let sum = sums[pixel * vectors + vector]
         let place = Address(

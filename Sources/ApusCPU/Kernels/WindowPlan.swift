@@ -6,12 +6,22 @@ import ApusGraph
 import ApusTensor
 import ApusX86
 
+/// Where the tensors of a run of windows lie: input and output as if they were there as a whole, even when
+/// only the rows in question are.
+struct WindowAddresses {
+  let input: Int
+  let weights: Int
+  let output: Int
+  /// The epilogue's extra operands.
+  let operands: UnsafePointer<UnsafeRawPointer>?
+}
+
 /// Windows that slide over channels-last pixels with every channel on its own: depthwise convolution
 /// (weights `[kernelHeight, kernelWidth, channels]`, used as they lie) and pooling.
 ///
 /// One call of generated code computes some output pixels side by side for all channels. Windows that
-/// reach outside the input are handled by starting from fewer window rows, and from fewer window
-/// columns in the few pixels at the left and right edge; the input is not copied.
+/// reach outside the input are handled by starting from fewer window rows, and by code without the missing
+/// columns for the pixels at the left and right edge; the input is not copied.
 package final class WindowPlan: Sendable {
   /// What becomes of a window.
   package enum Mode: Hashable, Sendable {
@@ -38,12 +48,12 @@ package final class WindowPlan: Sendable {
   private let resultBytes: Int
   private let operandBytes: [Int]
 
-  /// Output pixels side by side whose windows have the same columns inside the input.
+  /// Output pixels side by side.
   private struct Run: Sendable {
     var x: Int
-    var pixels: Int
-    /// Window columns used.
-    var columns: Range<Int>
+    /// Window columns within the input of the first pixel; means have only runs where those of all are
+    /// equal.
+    var columns: Int
     var kernel: Int
   }
 
@@ -76,29 +86,30 @@ package final class WindowPlan: Sendable {
     operandBytes = types.operands.map(ElementAccess.byteCount)
     // Pixels side by side as far as accumulators, products and the epilogue's registers allow.
     let vectors = (shape.inChannels + isa.lanes - 1) / isa.lanes
-    let (pixels, width) = isa == .avx512 ? (vectors == 1 ? 12 : 6, 2) : (vectors == 1 ? 6 : 3, 2)
+    let (pixels, width) = isa == .avx512 ? (vectors == 1 ? 14 : 7, 2) : (vectors == 1 ? 6 : 3, 2)
+    let inside = (0..<shape.outWidth).map { Self.columns(shape, $0) }
+    let stretches = mode == .average ? Self.columnRuns(shape).map { $0.1 } : [shape.outWidth]
     var runs: [Run] = []
     var kernels: [WindowKernel] = []
     var known: [WindowKernel.Shape: Int] = [:]
-    for (x, count, columns) in Self.columnRuns(shape) {
-      var first = x
-      for size in TiledMultiply.split(count, rows: pixels) {
-        let window = WindowKernel.Shape(
-          pixels: size, vectors: min(width, vectors), columns: columns.count,
-          channels: shape.inChannels, pixelStep: shape.strideWidth * shape.inChannels * inputBytes,
-          columnStep: shape.dilationWidth * shape.inChannels * inputBytes,
-          weightRowStep: shape.kernelWidth * shape.inChannels * weightBytes,
-          rowStep: shape.dilationHeight * shape.inWidth * shape.inChannels * inputBytes,
-          operation: operation, epilogue: epilogue, operands: operands,
-          operandTypes: types.operands, resultType: types.result, inputType: inputType,
-          weightType: weightType, isa: isa)
-        if known[window] == nil {
-          known[window] = kernels.count
-          kernels.append(try WindowKernel(window))
-        }
-        runs.append(Run(x: first, pixels: size, columns: columns, kernel: known[window] ?? 0))
-        first += size
+    var first = 0
+    for size in stretches.flatMap({ TiledMultiply.split($0, rows: pixels) }) {
+      let window = WindowKernel.Shape(
+        inside: Array(inside[first..<first + size]), vectors: min(width, vectors),
+        fullRows: shape.kernelHeight, channels: shape.inChannels,
+        pixelStep: shape.strideWidth * shape.inChannels * inputBytes,
+        columnStep: shape.dilationWidth * shape.inChannels * inputBytes,
+        weightRowStep: shape.kernelWidth * shape.inChannels * weightBytes,
+        rowStep: shape.dilationHeight * shape.inWidth * shape.inChannels * inputBytes,
+        operation: operation, epilogue: epilogue, operands: operands,
+        operandTypes: types.operands, resultType: types.result, inputType: inputType,
+        weightType: weightType, isa: isa)
+      if known[window] == nil {
+        known[window] = kernels.count
+        kernels.append(try WindowKernel(window))
       }
+      runs.append(Run(x: first, columns: inside[first].count, kernel: known[window] ?? 0))
+      first += size
     }
     self.runs = runs
     self.kernels = kernels
@@ -111,9 +122,7 @@ package final class WindowPlan: Sendable {
   static func columnRuns(_ shape: ConvShape) -> [(Int, Int, Range<Int>)] {
     var result: [(Int, Int, Range<Int>)] = []
     for x in 0..<shape.outWidth {
-      let columns = inside(
-        start: x * shape.strideWidth - shape.padLeft, step: shape.dilationWidth,
-        count: shape.kernelWidth, limit: shape.inWidth)
+      let columns = columns(shape, x)
       if let last = result.last, last.2 == columns {
         result[result.count - 1].1 += 1
       } else {
@@ -121,6 +130,13 @@ package final class WindowPlan: Sendable {
       }
     }
     return result
+  }
+
+  /// The window columns within the input of an output pixel.
+  private static func columns(_ shape: ConvShape, _ x: Int) -> Range<Int> {
+    inside(
+      start: x * shape.strideWidth - shape.padLeft, step: shape.dilationWidth,
+      count: shape.kernelWidth, limit: shape.inWidth)
   }
 
   /// The window places `start + i * step` that lie in `0..<limit`.
@@ -136,44 +152,40 @@ package final class WindowPlan: Sendable {
     operands: UnsafePointer<UnsafeRawPointer>? = nil, pool: ThreadPool
   ) {
     let blocks = (shape.outHeight + rowsPerTask - 1) / rowsPerTask
-    let addresses = Addresses(input: input, weights: weights, output: output, operands: operands)
+    let addresses = WindowAddresses(
+      input: Int(bitPattern: input), weights: weights.map { Int(bitPattern: $0) } ?? 0,
+      output: Int(bitPattern: output), operands: operands)
     pool.parallelFor(shape.batch * blocks, (self, addresses, blocks)) { context, task in
       let (plan, addresses, blocks) = context
-      plan.run(image: task / blocks, rowBlock: task % blocks, addresses)
+      let first = task % blocks * plan.rowsPerTask
+      let end = min(plan.shape.outHeight, first + plan.rowsPerTask)
+      plan.run(image: task / blocks, rows: first..<end, addresses)
     }
   }
 
-  private struct Addresses {
-    let input: UnsafeRawPointer
-    let weights: UnsafeRawPointer?
-    let output: UnsafeMutableRawPointer
-    let operands: UnsafePointer<UnsafeRawPointer>?
-  }
-
-  private func run(image: Int, rowBlock: Int, _ addresses: Addresses) {
+  /// Computes some rows of one image on the calling thread.
+  func run(image: Int, rows: Range<Int>, _ addresses: WindowAddresses) {
     let s = shape
     let pixel = s.inChannels * inputBytes
-    let firstRow = rowBlock * rowsPerTask
     let words = WindowKernel.Argument.operands + operands.count
     withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { buffer in
       guard let arguments = buffer.baseAddress else { return }
-      for y in firstRow..<min(s.outHeight, firstRow + rowsPerTask) {
+      for y in rows {
         let top = y * s.strideHeight - s.padTop
         let rows = Self.inside(
           start: top, step: s.dilationHeight, count: s.kernelHeight, limit: s.inHeight)
         let line = (image * s.inHeight + top + rows.lowerBound * s.dilationHeight) * s.inWidth
         for run in runs {
-          let left =
-            run.x * s.strideWidth - s.padLeft + run.columns.lowerBound * s.dilationWidth
+          let left = run.x * s.strideWidth - s.padLeft
           let place = ((image * s.outHeight + y) * s.outWidth + run.x) * s.inChannels
           arguments[WindowKernel.Argument.input] =
-            Int(bitPattern: addresses.input) + (line + left) * pixel
+            addresses.input &+ (line + left) * pixel
           arguments[WindowKernel.Argument.weights] =
-            (addresses.weights.map { Int(bitPattern: $0) } ?? 0)
-            + (rows.lowerBound * s.kernelWidth + run.columns.lowerBound) * s.inChannels * weightBytes
-          arguments[WindowKernel.Argument.output] = Int(bitPattern: addresses.output) + place * resultBytes
-          arguments[WindowKernel.Argument.rows] = run.columns.isEmpty ? 0 : rows.count
-          arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns.count)
+            addresses.weights
+            + rows.lowerBound * s.kernelWidth * s.inChannels * weightBytes
+          arguments[WindowKernel.Argument.output] = addresses.output &+ place * resultBytes
+          arguments[WindowKernel.Argument.rows] = rows.count
+          arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns)
           if let values = addresses.operands {
             for (index, kind) in operands.enumerated() {
               arguments[WindowKernel.Argument.operands + index] =

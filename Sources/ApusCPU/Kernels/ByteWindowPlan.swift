@@ -109,28 +109,26 @@ package final class ByteWindowPlan: Sendable {
     operands: UnsafePointer<UnsafeRawPointer>? = nil, pool: ThreadPool
   ) {
     let blocks = (shape.outHeight + rowsPerTask - 1) / rowsPerTask
-    let addresses = Addresses(
+    let addresses = WindowAddresses(
       input: Int(bitPattern: input), weights: Int(bitPattern: packedWeights),
       output: Int(bitPattern: output), operands: operands)
     pool.parallelFor(shape.batch * blocks, (self, addresses, blocks)) { context, task in
       let (plan, addresses, blocks) = context
       let first = task % blocks * plan.rowsPerTask
       let end = min(plan.shape.outHeight, first + plan.rowsPerTask)
-      for y in stride(from: first, to: end, by: plan.outputRows) {
-        plan.rows(image: task / blocks, y, count: min(plan.outputRows, end - y), addresses)
-      }
+      plan.run(image: task / blocks, rows: first..<end, addresses)
     }
   }
 
-  private struct Addresses {
-    let input: Int
-    let weights: Int
-    let output: Int
-    let operands: UnsafePointer<UnsafeRawPointer>?
+  /// Computes some rows of one image on the calling thread.
+  func run(image: Int, rows: Range<Int>, _ addresses: WindowAddresses) {
+    for y in stride(from: rows.lowerBound, to: rows.upperBound, by: outputRows) {
+      self.rows(image: image, y, count: min(outputRows, rows.upperBound - y), addresses)
+    }
   }
 
   /// Computes a row of pixels, or `outputRows` of them.
-  private func rows(image: Int, _ y: Int, count: Int, _ addresses: Addresses) {
+  private func rows(image: Int, _ y: Int, count: Int, _ addresses: WindowAddresses) {
     typealias Argument = ByteWindowKernel.Argument
     let s = shape
     let lines = s.kernelHeight + count - 1
@@ -141,12 +139,12 @@ package final class ByteWindowPlan: Sendable {
       for run in runs {
         let place = ((image * s.outHeight + y) * s.outWidth + run.x) * s.inChannels
         let left = run.x * s.strideWidth - s.padLeft
-        arguments[Argument.output] = addresses.output + place * resultBytes
+        arguments[Argument.output] = addresses.output &+ place * resultBytes
         for offset in 0..<lines {
           let line = y * s.strideHeight - s.padTop + offset * s.dilationHeight
           arguments[Argument.rows + offset] =
             line >= 0 && line < s.inHeight
-            ? addresses.input + ((image * s.inHeight + line) * s.inWidth + left) * s.inChannels
+            ? addresses.input &+ ((image * s.inHeight + line) * s.inWidth + left) * s.inChannels
             : padRow.address
         }
         if let values = addresses.operands {

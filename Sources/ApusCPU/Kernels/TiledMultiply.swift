@@ -227,9 +227,25 @@ package final class TiledMultiply: Sendable {
     }
   }
 
+  /// Computes some of the tiles on the calling thread, all columns of them. The addresses are those that A
+  /// and C would have if they were there as a whole; `firstRow` is added to the tiles' rows of C and of full
+  /// operands. Only for products of one group without terms.
+  func run(
+    tiles: Range<Int>, firstRow: Int, a: Int, b: Int, c: Int,
+    operands: UnsafePointer<UnsafeRawPointer>
+  ) {
+    let words = Microkernel.Argument.operands + plan.operands.count
+    withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { arguments in
+      guard let arguments = arguments.baseAddress else { return }
+      compute(
+        group: plan.groups[0], tiles: tiles, firstRow: firstRow, panels: 0..<panels, a: a, b: b, c: c,
+        operands, Terms(), arguments)
+    }
+  }
+
   private func compute(
-    group: Group, tiles: Range<Int>, panels range: Range<Int>, a: Int, b: Int, c: Int,
-    _ operands: UnsafePointer<UnsafeRawPointer>?, _ terms: Terms,
+    group: Group, tiles: Range<Int>, firstRow: Int = 0, panels range: Range<Int>, a: Int, b: Int,
+    c: Int, _ operands: UnsafePointer<UnsafeRawPointer>?, _ terms: Terms,
     _ arguments: UnsafeMutablePointer<Int>
   ) {
     typealias Argument = Microkernel.Argument
@@ -259,9 +275,9 @@ package final class TiledMultiply: Sendable {
           for number in tiles {
             let tile = table[number]
             arguments[Argument.ahead] = ahead.next()
-            let place = tile.row * plan.ldc + column + group.c
-            arguments[Argument.a] = a + tile.offsetInA
-            arguments[Argument.c] = c + place * bytesOfC
+            let place = (firstRow + tile.row) * plan.ldc + column + group.c
+            arguments[Argument.a] = a &+ tile.offsetInA
+            arguments[Argument.c] = c &+ place * bytesOfC
             arguments[Argument.rowTerms] = terms.rows + tile.row * 4
             if let operands {
               for (index, kind) in plan.operands.enumerated() {

@@ -28,6 +28,7 @@ enum CPUTactics {
       WinogradTactic(isa: isa, pool: pool),
       DepthwiseTactic(isa: isa, pool: pool),
       ByteDepthwiseTactic(pool: pool),
+      StripTactic(isa: isa, pool: pool),
       RecurrentTactic(isa: isa, pool: pool),
       AttentionTactic(isa: isa, pool: pool),
       WindowPoolTactic(isa: isa, pool: pool),

@@ -92,7 +92,7 @@ public struct Builder: Sendable {
     _ begun: BuildReport, splitsBatch: Bool = false
   ) throws(ApusError) -> Engine {
     var (graph, report) = (network, begun)
-    let library = try tune(graph, types, backend, start, &report)
+    let library = try tune(&graph, types, backend, start, &report)
     let packing = Clock.seconds
     if !report.tuned.isEmpty {
       try PackConstants(library: library).run(on: &graph, types: types)
@@ -114,7 +114,7 @@ public struct Builder: Sendable {
     let precisions = try precisions(for: network, backend.traits).precisions
     var pipeline = Pipeline(Pipeline.phases(for: backend.traits, precisions))
     try pipeline.run(&graph, report: &report)
-    _ = try tune(graph, types, backend, Clock.seconds, &report)
+    _ = try tune(&graph, types, backend, Clock.seconds, &report)
     return report.tuned
   }
 
@@ -125,8 +125,9 @@ public struct Builder: Sendable {
     return try TimingCache.load(path)
   }
 
+  /// Chooses kernels, and which operators are computed together.
   private func tune(
-    _ graph: Graph, _ types: [ValueType], _ backend: any Backend, _ start: Double,
+    _ graph: inout Graph, _ types: [ValueType], _ backend: any Backend, _ start: Double,
     _ report: inout BuildReport
   ) throws(ApusError) -> KernelLibrary {
     let begin = Clock.seconds
@@ -153,6 +154,7 @@ public struct Builder: Sendable {
       report.tuned.append(outcome.report)
       cancelled = !reportProgress(index + 1, problems.count, timed, begin, start)
     }
+    if !cancelled && !problems.isEmpty { try joinChains(in: &graph, types, tuner, &report) }
     if let path = configuration.timingCachePath { try cache.save(path) }
     report.phases.append((BuildPhase.tuned.rawValue, Clock.seconds - begin))
     return library

@@ -94,10 +94,28 @@ final class KernelBench {
   /// Why a kernel disagrees with the reference; nil when it agrees.
   func disagreement(_ compiled: KernelLibrary.Compiled) throws(ApusError) -> String? {
     guard let expected = try reference() else { return nil }
+    for (index, got) in try results(of: compiled).enumerated() {
+      if let reason = compare(got.doubles(), expected[index], problem.outputs[index].dataType) {
+        return reason
+      }
+    }
+    return nil
+  }
+
+  /// Takes what a kernel computes, which agrees with the reference, as the reference for others.
+  func expectResults(of compiled: KernelLibrary.Compiled) throws(ApusError) {
+    expected = try results(of: compiled).map { result in
+      let values = result.doubles()
+      return Expected(indices: nil, values: values, scale: Self.scale(values))
+    }
+  }
+
+  private func results(of compiled: KernelLibrary.Compiled) throws(ApusError) -> [Tensor] {
     try withArguments(compiled) { (arguments) throws(ApusError) in
       try compiled.kernel.launch(arguments, on: stream)
     }
     try stream.synchronize()
+    var results: [Tensor] = []
     for (index, output) in problem.outputs.enumerated() {
       let got = try Tensor(output.dataType, shape: output.shape)
       if got.byteCount > 0 {
@@ -106,9 +124,9 @@ final class KernelBench {
           byteCount: got.byteCount)
         try stream.synchronize()
       }
-      if let reason = compare(got.doubles(), expected[index], output.dataType) { return reason }
+      results.append(got)
     }
-    return nil
+    return results
   }
 
   private func compare(_ got: [Double], _ want: Expected, _ type: DataType) -> String? {
@@ -275,6 +293,7 @@ final class KernelBench {
 extension Operator {
   /// Whether results are rounded to whole steps somewhere in a region.
   fileprivate var rounds: Bool {
+    if let chain = self as? Chain { return chain.stages.contains { $0.rounds } }
     let region = (self as? Fused)?.epilogue.expression ?? (self as? Pointwise)?.expression
     return region?.contains { (expression: ScalarExpr) in
       switch expression {

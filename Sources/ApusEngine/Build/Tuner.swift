@@ -20,7 +20,7 @@ struct Tuner {
   let weightByteCount: Int
 
   /// How many candidates each level measures.
-  private var candidateLimit: Int { [1, 3, 5, 8, 16, .max][max(0, min(5, level))] }
+  var candidateLimit: Int { [1, 3, 5, 8, 16, .max][max(0, min(5, level))] }
 
   /// The outcome for one problem.
   struct Outcome {

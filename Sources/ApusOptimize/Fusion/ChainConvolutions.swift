@@ -1,0 +1,109 @@
+// Part of Apus, an inference optimizer and runtime.
+// SPDX-License-Identifier: Apache-2.0
+
+import ApusBase
+import ApusGraph
+import ApusOps
+import ApusTensor
+
+/// `b(a(x))` becomes a chain of `a` and `b`: a depthwise convolution with the 1x1 convolution before it, the
+/// one behind it, or both, where nobody else reads what lies between them. Kernels may then compute them in
+/// strips of rows. Results stay as they are, bit for bit.
+///
+/// Whether that is faster is not known here: the builder measures `candidates` and joins those that are. Run as
+/// a pass, all are joined.
+public struct ChainConvolutions: Pass {
+  public let name = "ChainConvolutions"
+
+  /// Creates the pass.
+  public init() {}
+
+  public func run(on graph: inout Graph, in context: PassContext) throws(ApusError) -> Int {
+    var count = 0
+    for nodes in try candidates(in: graph, context) where context.claim(name, graph[nodes[0]].name) {
+      try join(nodes, &graph)
+      count += 1
+    }
+    return count
+  }
+
+  /// The nodes of each possible chain, in order; no node is in two of them.
+  public func candidates(in graph: Graph, _ context: PassContext) throws(ApusError) -> [[NodeID]] {
+    var chains: [[NodeID]] = []
+    var taken: Set<NodeID> = []
+    for id in try graph.topologicalOrder() {
+      guard kind(id, graph) == .depthwise else { continue }
+      var nodes = [id]
+      if let input = graph[id].inputs[0], let before = graph[input].producer,
+        kind(before, graph) == .pixelwise, !taken.contains(before),
+        isLink(before, to: id, graph, context)
+      {
+        nodes.insert(before, at: 0)
+      }
+      if let behind = graph[graph[id].outputs[0]].consumers.first, kind(behind, graph) == .pixelwise,
+        isLink(id, to: behind, graph, context)
+      {
+        nodes.append(behind)
+      }
+      guard nodes.count > 1 else { continue }
+      taken.formUnion(nodes)
+      chains.append(nodes)
+    }
+    return chains
+  }
+
+  private enum Kind { case pixelwise, depthwise }
+
+  /// What kind of convolution of two axes a node is, with or without an epilogue.
+  private func kind(_ id: NodeID, _ graph: Graph) -> Kind? {
+    let node = graph[id]
+    let fused = node.op as? Fused
+    let count = fused?.anchorInputCount ?? node.inputs.count
+    guard let conv = (fused?.anchor ?? node.op) as? Conv, conv.isChannelsLast, count == 2,
+      node.outputs.count == 1, let x = node.inputs[0], let w = node.inputs[1],
+      let weights = graph[w].constant, weights.shape.count == 4,
+      let channels = graph[x].type.tensor?.dims?.last?.value
+    else { return nil }
+    let outputs = weights.shape[3]
+    if conv.group > 1 {
+      return conv.group == channels && outputs == channels ? .depthwise : nil
+    }
+    let isPlain = weights.shape[0] == 1 && weights.shape[1] == 1
+      && conv.strides.allSatisfy { $0 == 1 } && conv.pads.allSatisfy { $0 == 0 }
+    return isPlain ? .pixelwise : nil
+  }
+
+  /// Whether `reader` alone reads the result of `id`, as operand 0, and the epilogue of `id` can run on rows
+  /// that are kept for a moment only.
+  private func isLink(_ id: NodeID, to reader: NodeID, _ graph: Graph, _ context: PassContext) -> Bool {
+    let node = graph[id]
+    let value = node.outputs[0]
+    guard graph.useCount(value) == 1, graph[reader].inputs[0] == value else {
+      context.refuse(name, node.name, because: "its result has several readers")
+      return false
+    }
+    let isRowless = node.inputs.dropFirst(2).allSatisfy { operand in
+      operand.flatMap { graph[$0].type.tensor?.dims }?.dropLast().allSatisfy { $0.value == 1 } ?? false
+    }
+    if !isRowless {
+      context.refuse(name, node.name, because: "its epilogue reads a tensor of the result's shape")
+    }
+    return isRowless
+  }
+
+  /// The operator that computes what nodes do one after the other.
+  public static func chain(_ nodes: [NodeID], _ graph: Graph) -> Chain {
+    Chain(nodes.map { graph[$0].op }, operandCounts: nodes.map { graph[$0].inputs.count - 1 })
+  }
+
+  /// Puts a chain in the place of nodes that `candidates` gave.
+  public func join(_ nodes: [NodeID], _ graph: inout Graph) throws(ApusError) {
+    var patch = GraphPatch(rule: name, replacing: nodes)
+    var operands = graph[nodes[0]].inputs.prefix(1)
+    for id in nodes { operands += graph[id].inputs.dropFirst() }
+    let result = patch.add(
+      Self.chain(nodes, graph), operands.map { $0.map { .existing($0) } })
+    patch.replace(graph[nodes[nodes.count - 1]].outputs[0], with: result)
+    try patch.apply(to: &graph)
+  }
+}

@@ -38,7 +38,7 @@ package struct ProductTypes: Hashable, Sendable {
 /// generated code.
 package final class TiledMultiply: Sendable {
   /// Consecutive rows of C that one call of generated code computes.
-  package struct Tile: Sendable {
+  package struct Tile: Sendable, BitwiseCopyable {
     /// Bytes from the start of A to the tile's first row.
     package var offsetInA: Int
     /// Its first row of C.
@@ -112,8 +112,20 @@ package final class TiledMultiply: Sendable {
   /// Bytes of a word of K in a panel, and lines fetched ahead for each.
   private let panelBytes: Int
   private let linesAhead: Int
-  private let offsets: OffsetTable
+  private let offsets: StableTable<Int>
   private let operandBytes: [Int]
+  // What the innermost loop reads is in tables of its own, where nothing is retained.
+  private let tileTable: StableTable<Tile>
+  private let codes: StableTable<Code>
+  private let fullOperands: StableTable<FullOperand>
+
+  private typealias Code = @convention(c) (UnsafeMutablePointer<Int>) -> Void
+
+  /// An operand of the epilogue that has an element for every element of C.
+  private struct FullOperand: BitwiseCopyable {
+    var index: Int
+    var byteCount: Int
+  }
 
   package init(_ plan: Plan) throws(ApusError) {
     self.plan = plan
@@ -122,8 +134,14 @@ package final class TiledMultiply: Sendable {
     }
     panels = (plan.n + plan.nr - 1) / plan.nr
     tasks = Tasks(plan, panels: panels)
-    offsets = OffsetTable(plan.offsets)
-    operandBytes = plan.types.operands.map(ElementAccess.byteCount)
+    offsets = StableTable(plan.offsets)
+    tileTable = StableTable(plan.tiles)
+    let operandBytes = plan.types.operands.map(ElementAccess.byteCount)
+    self.operandBytes = operandBytes
+    fullOperands = StableTable(
+      plan.operands.indices.filter { plan.operands[$0] == .full }.map {
+        FullOperand(index: $0, byteCount: operandBytes[$0])
+      })
     panelBytes = plan.types.kind.columnBytes * (plan.ldb ?? plan.nr)
     let lines = (panelBytes + 63) / 64
     linesAhead = plan.ldb != nil ? 0 : (lines + tasks.tilesPerBlock - 1) / tasks.tilesPerBlock
@@ -146,6 +164,7 @@ package final class TiledMultiply: Sendable {
       }
     }
     self.kernels = kernels
+    codes = StableTable(kernels.map(\.code))
   }
 
   /// How the work is divided into tasks.
@@ -255,8 +274,9 @@ package final class TiledMultiply: Sendable {
     let patterns = plan.patterns.count
     let bytesOfC = ElementAccess.byteCount(plan.types.result)
     for panel in range {
-      let variants = panel == panels - 1 ? kernels.count - patterns : 0
+      let codes = self.codes.base + (panel == panels - 1 ? kernels.count - patterns : 0)
       let column = panel * nr
+      if let operands { setOperands(operands, column: column + group.column, arguments) }
       for (index, block) in plan.blocks.enumerated() {
         arguments[Argument.b] =
           plan.ldb.map { b + (block.start * $0 + panel * nr) * 4 }
@@ -271,30 +291,33 @@ package final class TiledMultiply: Sendable {
         var ahead = Ahead(
           of: arguments[Argument.b], words: block.k * block.count, panelBytes: panelBytes,
           lines: linesAhead)
-        plan.tiles.withUnsafeBufferPointer { table in
-          for number in tiles {
-            let tile = table[number]
-            arguments[Argument.ahead] = ahead.next()
-            let place = (firstRow + tile.row) * plan.ldc + column + group.c
-            arguments[Argument.a] = a &+ tile.offsetInA
-            arguments[Argument.c] = c &+ place * bytesOfC
-            arguments[Argument.rowTerms] = terms.rows + tile.row * 4
-            if let operands {
-              for (index, kind) in plan.operands.enumerated() {
-                let base = Int(bitPattern: operands[index])
-                let bytes = operandBytes[index]
-                arguments[Argument.operands + index] =
-                  switch kind {
-                  case .scalar: base
-                  case .perColumn: base + (column + group.column) * bytes
-                  case .full: base + place * bytes
-                  }
-              }
+        for number in tiles {
+          let tile = tileTable.base[number]
+          arguments[Argument.ahead] = ahead.next()
+          let place = (firstRow + tile.row) * plan.ldc + column + group.c
+          arguments[Argument.a] = a &+ tile.offsetInA
+          arguments[Argument.c] = c &+ place * bytesOfC
+          arguments[Argument.rowTerms] = terms.rows + tile.row * 4
+          if let operands {
+            for position in 0..<fullOperands.count {
+              let operand = fullOperands.base[position]
+              arguments[Argument.operands + operand.index] =
+                Int(bitPattern: operands[operand.index]) + place * operand.byteCount
             }
-            kernels[variants + tile.pattern].code(arguments)
           }
+          codes[tile.pattern](arguments)
         }
       }
+    }
+  }
+
+  /// The addresses of operands that are the same for all tiles of a panel.
+  private func setOperands(
+    _ operands: UnsafePointer<UnsafeRawPointer>, column: Int, _ arguments: UnsafeMutablePointer<Int>
+  ) {
+    for (index, kind) in plan.operands.enumerated() where kind != .full {
+      arguments[Microkernel.Argument.operands + index] =
+        Int(bitPattern: operands[index]) + (kind == .perColumn ? column * operandBytes[index] : 0)
     }
   }
 
@@ -333,15 +356,19 @@ package final class TiledMultiply: Sendable {
   }
 }
 
-/// Offsets at an address that stays.
-private final class OffsetTable: @unchecked Sendable {
-  let base: UnsafeMutablePointer<Int>
+/// Elements at an address that stays.
+private final class StableTable<Element>: @unchecked Sendable {
+  let base: UnsafeMutablePointer<Element>
+  let count: Int
 
-  init(_ offsets: [Int]) {
-    base = .allocate(capacity: max(1, offsets.count))
-    base.initialize(to: 0)
-    for (index, offset) in offsets.enumerated() { base[index] = offset }
+  init(_ elements: [Element]) {
+    count = elements.count
+    base = .allocate(capacity: max(1, count))
+    for (index, element) in elements.enumerated() { (base + index).initialize(to: element) }
   }
 
-  deinit { base.deallocate() }
+  deinit {
+    base.deinitialize(count: count)
+    base.deallocate()
+  }
 }

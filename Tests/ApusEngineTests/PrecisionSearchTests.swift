@@ -170,3 +170,55 @@ import Testing
     #expect(abs(plain.layers.reduce(0) { $0 + $1.share } - 1) < 1e-9)
   }
 }
+
+/// Networks that came rounded.
+@Suite struct ExplicitBlameTests {
+  /// Three convolutions, the left side of each rounded with a scale of its own.
+  private func graph(scales: [Double]) throws -> Graph {
+    var b = GraphBuilder("rounded")
+    var y = b.input("x", .float32, [.symbol("N"), 4, 8, 8])
+    for (index, scale) in scales.enumerated() {
+      let parameters = [
+        b.constant("s\(index)", try Tensor([scale], .float32, shape: [])),
+        b.constant("z\(index)", try Tensor([Int64(128)], .uint8, shape: [])),
+      ]
+      let q = try b.apply(QuantizeLinear(outputType: .uint8), [y] + parameters, name: "q\(index)")
+      let d = try b.apply(DequantizeLinear(), [q] + parameters, name: "d\(index)")
+      let w = b.constant("w\(index)", try SmallNetworks.weights([4, 4, 3, 3], seed: UInt64(index), scale: 0.3))
+      y = try b.apply(Conv(strides: [1, 1], pads: [1, 1, 1, 1]), [d, w], name: "conv\(index)")
+    }
+    return try b.finish(outputs: [("y", y)])
+  }
+
+  @Test(arguments: 0..<3) func theCoarsestRoundingIsFound(worst: Int) throws {
+    var scales = [0.02, 0.03, 0.04]
+    scales[worst] *= 8
+    let graph = try graph(scales: scales)
+    var generator = SeededGenerator(seed: 12)
+    let batches = [["x": try generator.tensor(.float32, shape: [4, 4, 8, 8])]]
+    var configuration = BuilderConfiguration()
+    configuration.level = 0
+    let blame = try Blame(of: graph, configuration, batches: batches, wantedError: 1e-12)
+    #expect(blame.layers.first?.name == "conv\(worst)")
+    #expect(blame.layers.count == 3 && abs(blame.layers.reduce(0) { $0 + $1.share } - 1) < 1e-9)
+    #expect(blame.raised?.layers.count == 3 && blame.raised?.error == 0)
+    // The whole engine's error is what its layers make together, more or less.
+    let sum = blame.layers.reduce(0) { $0 + $1.error }
+    #expect(blame.error > 0.3 * sum && blame.error < 3 * sum)
+    let engine = try Builder(configuration).build(graph)
+    let again = try Blame(of: graph, configuration, engine: engine, batches: batches)
+    #expect(again.layers.map(\.name) == blame.layers.map(\.name))
+  }
+
+  @Test func saturationOfOwnRangesIsCounted() throws {
+    let graph = try graph(scales: [0.001, 0.05])
+    var generator = SeededGenerator(seed: 12)
+    let batch = ["x": try generator.tensor(.float32, shape: [2, 4, 8, 8])]
+    var configuration = BuilderConfiguration()
+    configuration.level = 0
+    let blame = try Blame(of: graph, configuration, batches: [batch])
+    let beyond = batch["x"]!.floats().filter { $0 > 0.1275 || $0 < -0.1285 }.count
+    #expect(blame.tensors.first?.name == "x" && blame.tensors.first?.saturatedCount == beyond && beyond > 0)
+    #expect(blame.layers.first?.name == "conv0")
+  }
+}

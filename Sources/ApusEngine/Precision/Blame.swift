@@ -43,7 +43,8 @@ public struct Blame: Sendable {
   /// that then was measured; nil when none was wanted.
   public let raised: (layers: [String], error: Double)?
 
-  /// Looks for the layers to blame.
+  /// Looks for the layers to blame. A network that came rounded, with `QuantizeLinear` and `DequantizeLinear`, is
+  /// compared with itself without the rounding of its activations.
   ///
   /// - Parameters:
   ///   - network: As it was imported.
@@ -70,6 +71,11 @@ public struct Blame: Sendable {
     } else {
       precisions = try builder.precisions(for: network, try builder.backend().traits).precisions
     }
+    let explicit = try ExplicitRounding(network)
+    if precisions.table == nil, !explicit.layers.isEmpty {
+      self = try Self.own(explicit, builder, batches, wantedError, progress)
+      return
+    }
     if engine != nil {
       try Self.addMoments(to: &precisions, network, configuration, batches)
     }
@@ -95,20 +101,29 @@ public struct Blame: Sendable {
       noise.append(try study.error(of: try study.engine(alone, isDraft: true)).noise)
       try Self.report(progress, index + 1, narrow.count)
     }
-    let sum = noise.reduce(0, +)
-    let ranked = zip(narrow, noise).map { layer, noise in
-      Layer(
-        name: layer.name, precision: precisions.precision(of: layer.name).rawValue,
-        error: total.signal > 0 ? noise / total.signal : noise, share: sum > 0 ? noise / sum : 0)
-    }.sorted { $0.error > $1.error }
+    let ranked = Self.ranked(
+      narrow.map { ($0.name, precisions.precision(of: $0.name).rawValue) }, noise, total)
     layers = ranked
     error = total.relativeNoise
     tensors = try precisions.table.map { table throws(ApusError) in
       try Saturation.count(network, configuration, table, batches)
     } ?? []
     raised = try wantedError.map { wanted throws(ApusError) in
-      try Self.raise(ranked.map(\.name), precisions, until: wanted, study, total)
+      try Self.raise(ranked.map(\.name), until: wanted, total) { (raised) throws(ApusError) in
+        var candidate = precisions
+        for name in raised { candidate.named[name] = .fp32 }
+        return try study.error(of: try study.engine(candidate, isDraft: true))
+      }
     }
+  }
+
+  init(
+    layers: [Layer], tensors: [Watched], error: Double, raised: (layers: [String], error: Double)?
+  ) {
+    self.layers = layers
+    self.tensors = tensors
+    self.error = error
+    self.raised = raised
   }
 
   /// An engine does not keep what its weights were seen to multiply: the inputs show it again.
@@ -126,7 +141,7 @@ public struct Blame: Sendable {
     precisions.table?.moments = try calibration.moments(batches)
   }
 
-  private static func report(_ progress: ProgressHandler?, _ done: Int, _ total: Int)
+  static func report(_ progress: ProgressHandler?, _ done: Int, _ total: Int)
     throws(ApusError)
   {
     guard let progress else { return }
@@ -161,22 +176,29 @@ public struct Blame: Sendable {
     return result
   }
 
+  /// Layers by the error energy that each makes alone, the worst first.
+  static func ranked(
+    _ layers: [(name: String, precision: String)], _ noise: [Double], _ total: OutputError
+  ) -> [Layer] {
+    let sum = noise.reduce(0, +)
+    return zip(layers, noise).map { layer, noise in
+      Layer(
+        name: layer.name, precision: layer.precision,
+        error: total.signal > 0 ? noise / total.signal : noise, share: sum > 0 ? noise / sum : 0)
+    }.sorted { $0.error > $1.error }
+  }
+
   /// The worst layers, as few as will do: the beginning of the list is searched by halves.
-  private static func raise(
-    _ names: [String], _ precisions: LayerPrecisions, until wanted: Double, _ study: PrecisionStudy,
-    _ total: OutputError
+  static func raise(
+    _ names: [String], until wanted: Double, _ total: OutputError,
+    _ error: (_ raised: ArraySlice<String>) throws(ApusError) -> OutputError
   ) throws(ApusError) -> (layers: [String], error: Double) {
     if total.relativeNoise <= wanted { return ([], total.relativeNoise) }
-    func error(_ count: Int) throws(ApusError) -> Double {
-      var candidate = precisions
-      for name in names.prefix(count) { candidate.named[name] = .fp32 }
-      return try study.error(of: try study.engine(candidate, isDraft: true)).relativeNoise
-    }
     var (low, high) = (0, names.count)
-    var best = try error(high)
+    var best = try error(names[...]).relativeNoise
     while high - low > 1 {
       let middle = (low + high) / 2
-      let found = try error(middle)
+      let found = try error(names.prefix(middle)).relativeNoise
       if found <= wanted { (high, best) = (middle, found) } else { low = middle }
     }
     return (Array(names.prefix(high)), best)

@@ -156,7 +156,8 @@ package final class PrecisionStudy {
     return Self.difference(results, calibrated.map(\.exact)).noise
   }
 
-  private static func difference(_ results: [[Tensor]], _ exact: [[Tensor]]) -> OutputError {
+  /// The energies of results and of how they differ from others.
+  static func difference(_ results: [[Tensor]], _ exact: [[Tensor]]) -> OutputError {
     var error = OutputError()
     for (ours, wanted) in zip(results, exact) {
       for (a, b) in zip(ours, wanted) where b.dataType.isFloat && a.count == b.count {
@@ -216,7 +217,8 @@ package final class PrecisionStudy {
     return result
   }
 
-  private static func results(_ engine: Engine, _ batches: [[String: Tensor]]) throws(ApusError)
+  /// The results of an engine, batch by batch.
+  static func results(_ engine: Engine, _ batches: [[String: Tensor]]) throws(ApusError)
     -> [[Tensor]]
   {
     let context = try engine.makeContext()

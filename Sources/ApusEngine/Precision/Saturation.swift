@@ -24,21 +24,23 @@ enum Saturation {
       let values = try calibration.values(batch)
       for index in counts.indices { if let value = values(counts[index].name) { counts[index].add(value) } }
     }
-    return counts.map {
-      Blame.Watched(
-        name: $0.name, count: $0.count, nanCount: $0.nan, infiniteCount: $0.infinite,
-        saturatedCount: $0.saturated)
-    }
+    return counts.map(\.found)
   }
 
-  private struct Counter {
+  /// What is odd about the values of one tensor.
+  struct Counter {
     let name: String
     let range: ActivationRange?
-    var (count, nan, infinite, saturated) = (0, 0, 0, 0)
+    private var (count, nan, infinite, saturated) = (0, 0, 0, 0)
 
     init(name: String, range: ActivationRange?) {
       self.name = name
       self.range = range
+    }
+
+    var found: Blame.Watched {
+      Blame.Watched(
+        name: name, count: count, nanCount: nan, infiniteCount: infinite, saturatedCount: saturated)
     }
 
     mutating func add(_ tensor: Tensor) {

@@ -80,6 +80,15 @@ extension Assembler {
       immediate: count)
   }
 
+  /// Shifts by a constant to the right, the sign moving in.
+  package func vpsraw(_ to: Vec, _ from: Vec, _ count: UInt8) {
+    vector(
+      VectorRow(.x66, .m0F, 0x71, .fullMemory), to.width, reg: 4, second: to.number, from.encoded,
+      immediate: count)
+  }
+  /// The larger of signed numbers.
+  package func vpmaxsw(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xEE, to, a, b) }
+
   // MARK: Bytes
 
   /// Loads bytes; those outside `mask` are cleared and not read.

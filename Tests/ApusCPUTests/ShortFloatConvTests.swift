@@ -107,6 +107,55 @@ struct ShortFloatConvTests {
     }
   }
 
+  /// Elements compared as they are: bytes of both signs, and BF16 with infinities, zeros and NaNs of both signs.
+  @Test(arguments: [DataType.uint8, .int8, .bfloat16]) func largestElements(type: DataType) throws {
+    for channels in [1, 16, 31, 32, 33, 64, 65, 130] {
+      let shapes = [
+        convShape(1, (9, 9), (channels, channels), kernel: (3, 3), stride: (2, 2), pad: (1, 1, 1, 1)),
+        convShape(2, (5, 17), (channels, channels), kernel: (3, 3), pad: (1, 1, 1, 1)),
+        convShape(1, (6, 20), (channels, channels), kernel: (2, 3), dilation: (2, 2), pad: (2, 2, 2, 2)),
+        convShape(1, (4, 5), (channels, channels), kernel: (4, 5)),
+      ]
+      for s in shapes {
+        let count = s.batch * s.inHeight * s.inWidth * channels
+        var generator = SeededGenerator(seed: UInt64(channels))
+        let x = try GuardedTensor(Tensor(type, shape: [count]))
+        let bytes = x.raw.assumingMemoryBound(to: UInt8.self)
+        for index in 0..<x.tensor.byteCount { bytes[index] = UInt8(generator.integer(below: 256)) }
+        if type == .bfloat16 {
+          let words = x.raw.assumingMemoryBound(to: UInt16.self)
+          // Rows of everything that is special, between numbers of all sizes.
+          let special: [UInt16] = [0x7F80, 0xFF80, 0, 0x8000, 0xFFC0, 0x7FC0, 0xFF81, 0x7F81, 0xFFFF]
+          for index in 0..<count {
+            if words[index] & 0x7F80 == 0x7F80 { words[index] ^= 0x4000 }
+            if index % 23 == 0 { words[index] = special[index / 23 % special.count] }
+          }
+        }
+        let plan = try WindowPlan(
+          .maximum, s, isa: .avx512, types: ProductTypes(result: type), inputType: type)
+        let y = try GuardedTensor(Tensor(type, shape: [s.batch * s.outHeight * s.outWidth * channels]))
+        plan.run(input: x.raw, output: y.raw, pool: pool)
+        let (input, output) = (x.tensor.doubles(), y.tensor.doubles())
+        for index in output.indices {
+          let (c, place) = (index % channels, index / channels)
+          let (column, row) = (place % s.outWidth, place / s.outWidth % s.outHeight)
+          var want = -Double.infinity
+          for ky in 0..<s.kernelHeight {
+            for kx in 0..<s.kernelWidth {
+              let iy = row * s.strideHeight + ky * s.dilationHeight - s.padTop
+              let ix = column * s.strideWidth + kx * s.dilationWidth - s.padLeft
+              guard (0..<s.inHeight).contains(iy), (0..<s.inWidth).contains(ix) else { continue }
+              let image = place / s.outWidth / s.outHeight
+              let value = input[((image * s.inHeight + iy) * s.inWidth + ix) * channels + c]
+              want = want.isNaN || value.isNaN ? .nan : max(want, value)
+            }
+          }
+          #expect(output[index] == want || output[index].isNaN && want.isNaN, "\(type) \(s) \(index)")
+        }
+      }
+    }
+  }
+
   @Test func winograd() throws {
     let shapes = [
       convShape(1, (8, 8), (16, 16), kernel: (3, 3), pad: (1, 1, 1, 1)),

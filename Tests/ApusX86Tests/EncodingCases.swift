@@ -145,6 +145,8 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vfmsub231ps ymm8, ymm2, ymm13", { $0.vfmsub231ps(y(8), y(2), y(13)) }),
   ("vfnmadd213ps zmm8, zmm2, zmm13", { $0.vfnmadd213ps(z(8), z(2), z(13)) }),
   ("vpaddd ymm8, ymm2, ymm13", { $0.vpaddd(y(8), y(2), y(13)) }),
+  ("vpsraw zmm9, zmm30, 15", { $0.vpsraw(z(9), z(30), 15) }),
+  ("vpmaxsw zmm17, zmm2, zmm29", { $0.vpmaxsw(z(17), z(2), z(29)) }),
   ("vpsubd zmm8, zmm2, zmm13", { $0.vpsubd(z(8), z(2), z(13)) }),
   ("vpmulld ymm8, ymm2, ymm13", { $0.vpmulld(y(8), y(2), y(13)) }),
   ("vscalefps zmm8, zmm2, zmm13", { $0.vscalefps(z(8), z(2), z(13)) }),

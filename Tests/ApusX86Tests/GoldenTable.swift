@@ -121,6 +121,8 @@ let goldenBytes: [String: String] = [
   "vfmsub231ps ymm8, ymm2, ymm13": "c4426dbac5",
   "vfnmadd213ps zmm8, zmm2, zmm13": "62526d48acc5",
   "vpaddd ymm8, ymm2, ymm13": "c4416dfec5",
+  "vpsraw zmm9, zmm30, 15": "6291354871e60f",
+  "vpmaxsw zmm17, zmm2, zmm29": "62816d48eecd",
   "vpsubd zmm8, zmm2, zmm13": "62516d48fac5",
   "vpmulld ymm8, ymm2, ymm13": "c4426d40c5",
   "vscalefps zmm8, zmm2, zmm13": "62526d482cc5",

@@ -66,9 +66,22 @@ struct InspectCommand: ParsableCommand {
         if let tuned = kernel.tuned { printCandidates(tuned) }
       }
     }
+    for layer in engine.report.layers where why == nil || layer.name.contains(why!) { printLayer(layer) }
     for refusal in engine.report.refusals where why.map({ refusal.node.contains($0) }) ?? false {
       Terminal.line("not fused (\(refusal.rule)): \(refusal.node): \(refusal.reason)")
     }
+  }
+
+  /// The precision of a layer, its time and error in each, and why.
+  private func printLayer(_ layer: LayerRecord) {
+    Terminal.line("layer    \(Terminal.padded(layer.precision, 5)) \(layer.name): \(layer.reason)")
+    let columns = layer.seconds.sorted { $0.value < $1.value }.map { precision, seconds in
+      let error = layer.errors[precision].map { error in
+        error > 0 ? " \(Terminal.fixed(SignalToNoise.decibels(error), 1)) dB" : " exact"
+      }
+      return "\(precision) \(Terminal.fixed(seconds * 1e6, 1)) us\(error ?? "")"
+    }
+    if !columns.isEmpty { Terminal.line("         \(columns.joined(separator: ", "))") }
   }
 
   private func printPlacement(_ placement: Placement) {

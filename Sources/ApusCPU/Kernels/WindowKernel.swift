@@ -76,7 +76,13 @@ package final class WindowKernel: Sendable {
 
   /// Generates the code.
   package init(_ shape: Shape) throws(ApusError) {
-    memory = try ExecutableMemory(WindowGenerator(shape).generate(), name: "window \(shape.isa.rawValue)")
+    let bytes: [UInt8]
+    if let narrow = NarrowMaximumGenerator(shape) {
+      bytes = try narrow.generate()
+    } else {
+      bytes = try WindowGenerator(shape).generate()
+    }
+    memory = try ExecutableMemory(bytes, name: "window \(shape.isa.rawValue)")
     code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
   }
 }

@@ -65,6 +65,9 @@ struct PrecisionSearch {
     for layer in unit.layers { choice[layer.name] = precision }
   }
 
+  /// The error energy of each layer when it alone is rounded, for precisions that round much.
+  private typealias Errors = [Precision: [String: Double]]
+
   /// A step towards single precision.
   private struct Raise {
     let layers: [String]
@@ -88,7 +91,7 @@ struct PrecisionSearch {
   func run() throws(ApusError) -> Outcome {
     let start = Clock.seconds
     var uniform: [Uniform] = []
-    for precision in [Precision.fp32, .fp16, .bf16, .int8]
+    for precision in [Precision.fp32, .fp16, .bf16, .int8, .int4]
     where study.layers.contains(where: { $0.choices.contains(precision) }) {
       uniform.append(try measure(precision))
       try report(uniform.count, 0, start)
@@ -96,10 +99,10 @@ struct PrecisionSearch {
     var choice: [String: Precision] = [:]
     for unit in units { set(&choice, unit, fastest(unit, uniform)) }
     var outcome = try verified(choice)
-    var errors: [String: Double] = [:]
+    var errors = Errors()
     if outcome.error.value(metric) > budget {
       errors = try layerErrors(choice, start)
-      if try improveRanges(&errors, start) > 0 {
+      if try improveRanges(&errors[.int8, default: [:]], start) > 0 {
         uniform = try uniform.map { old throws(ApusError) in
           old.precision == .int8 ? try measure(.int8) : old
         }
@@ -141,21 +144,23 @@ struct PrecisionSearch {
     return (engine, error)
   }
 
-  /// The error energy of each layer that is not in single precision, measured with it alone rounded.
-  /// Layers that read the same tensor share the error by their number, and in long networks groups of
-  /// neighbours.
-  private func layerErrors(_ choice: [String: Precision], _ start: Double) throws(ApusError)
-    -> [String: Double]
-  {
-    let narrow = units.filter { choice[$0.layers[0].name] == .int8 }
-    let size = (narrow.count + Self.groupLimit - 1) / Self.groupLimit
-    var errors: [String: Double] = [:]
-    for first in stride(from: 0, to: narrow.count, by: max(1, size)) {
-      let group = narrow[first..<min(narrow.count, first + size)].flatMap(\.layers)
-      let alone = Dictionary(uniqueKeysWithValues: group.map { ($0.name, Precision.int8) })
-      let noise = try verified(alone).error.noise
-      for layer in group { errors[layer.name] = noise / Double(group.count) }
-      try report(first, narrow.count, start)
+  /// The error energy of each layer that rounds to integers, measured with it alone rounded: in its own precision,
+  /// and in the wider ones it may be raised to. Layers that read the same tensor share the error by their number,
+  /// and in long networks groups of neighbours.
+  private func layerErrors(_ choice: [String: Precision], _ start: Double) throws(ApusError) -> Errors {
+    var errors = Errors()
+    for (precision, narrower) in [(Precision.int8, [Precision.int8, .int4]), (.int4, [.int4])] {
+      let narrow = units.filter { unit in
+        unit.choices.contains(precision) && choice[unit.layers[0].name].map(narrower.contains) ?? false
+      }
+      let size = (narrow.count + Self.groupLimit - 1) / Self.groupLimit
+      for first in stride(from: 0, to: narrow.count, by: max(1, size)) {
+        let group = narrow[first..<min(narrow.count, first + size)].flatMap(\.layers)
+        let alone = Dictionary(uniqueKeysWithValues: group.map { ($0.name, precision) })
+        let noise = try verified(alone).error.noise
+        for layer in group { errors[precision, default: [:]][layer.name] = noise / Double(group.count) }
+        try report(first, narrow.count, start)
+      }
     }
     return errors
   }
@@ -174,13 +179,10 @@ struct PrecisionSearch {
   /// convex hull of time and error. Its steps then take away less and less for what they cost, so that the
   /// order over all layers keeps the order in each.
   private func raises(
-    _ choice: [String: Precision], _ errors: [String: Double], _ uniform: [Uniform]
+    _ choice: [String: Precision], _ errors: Errors, _ uniform: [Uniform]
   ) -> [Raise] {
-    // What the floats add is so little that all layers may share it alike.
     func error(_ unit: Unit, _ precision: Precision) -> Double {
-      if precision == .int8 { return unit.layers.reduce(0) { $0 + (errors[$1.name] ?? 0) } }
-      let noise = uniform.first { $0.precision == precision }?.error.noise ?? 0
-      return noise * Double(unit.layers.count) / Double(max(1, study.layers.count))
+      unit.layers.reduce(0) { $0 + (self.error($1.name, precision, errors, uniform) ?? .infinity) }
     }
     var raises: [Raise] = []
     for unit in units {
@@ -196,6 +198,19 @@ struct PrecisionSearch {
       }
     }
     return raises.sorted { $0.gain * $1.cost > $1.gain * $0.cost }
+  }
+
+  /// The error energy of a layer; nil when it was not measured. What floats add is so little that all layers may
+  /// share it alike.
+  private func error(
+    _ layer: String, _ precision: Precision, _ errors: Errors, _ uniform: [Uniform]
+  ) -> Double? {
+    switch precision {
+    case .int8, .int4: errors[precision]?[layer]
+    default:
+      (uniform.first { $0.precision == precision }?.error.noise ?? 0)
+        / Double(max(1, study.layers.count))
+    }
   }
 
   /// The times of layers in each of their precisions.
@@ -267,7 +282,7 @@ struct PrecisionSearch {
   /// The mix, or one precision for all layers where that keeps the budget and measures no slower.
   private func settled(
     _ choice: [String: Precision], _ outcome: (engine: Engine, error: OutputError),
-    _ errors: [String: Double], _ uniform: [Uniform]
+    _ errors: Errors, _ uniform: [Uniform]
   ) throws(ApusError) -> Outcome {
     let mixed = try study.engine(study.precisions(choice))
     let rivals = uniform.filter { $0.precision == .fp32 || $0.error.value(metric) <= budget }
@@ -305,7 +320,7 @@ struct PrecisionSearch {
   private func rounded(_ value: Double) -> Double { (value * 1e4).rounded() / 1e4 }
 
   private func records(
-    _ choice: [String: Precision], _ errors: [String: Double], _ uniform: [Uniform],
+    _ choice: [String: Precision], _ errors: Errors, _ uniform: [Uniform],
     _ error: OutputError
   ) -> [LayerRecord] {
     var quickest: [String: Precision] = [:]
@@ -316,7 +331,10 @@ struct PrecisionSearch {
       for candidate in uniform where layer.choices.contains(candidate.precision) {
         record.seconds[candidate.precision.rawValue] = candidate.times[layer.name]
       }
-      if let own = errors[layer.name], error.signal > 0 { record.error = own / error.signal }
+      for precision in layer.choices where error.signal > 0 && !errors.isEmpty {
+        let own = self.error(layer.name, precision, errors, uniform)
+        if let own { record.errors[precision.rawValue] = own / error.signal }
+      }
       let quickest = quickest[layer.name] ?? .fp32
       record.reason =
         chosen == quickest

@@ -198,7 +198,8 @@ package final class PrecisionStudy {
     return times.map { $0.sorted()[$0.count / 2] }
   }
 
-  /// The time of each layer in an engine in seconds, by name: the least of several runs of its kernels.
+  /// The time of each layer in an engine in seconds, by name: the least of several runs of its kernels. A kernel
+  /// belongs to the node it begins with; what it does for others behind it comes in any precision.
   func layerTimes(of engine: Engine) throws(ApusError) -> [String: Double] {
     let inputs = try engine.sampleInputs(builder.configuration)
     let context = try engine.makeContext()
@@ -208,7 +209,7 @@ package final class PrecisionStudy {
     for layer in layers { for source in layer.sources + [layer.name] { layerOf[source] = layer.name } }
     for _ in 0..<7 {
       let kernels = try context.profile(inputs)
-      if owners.isEmpty { owners = kernels.map { $0.sources.lazy.compactMap { layerOf[$0] }.first } }
+      if owners.isEmpty { owners = kernels.map { $0.sources.first.flatMap { layerOf[$0] } } }
       let seconds = kernels.map(\.seconds)
       best = best.isEmpty ? seconds : zip(best, seconds).map { min($0, $1) }
     }

@@ -19,10 +19,12 @@ package final class ByteWindowKernel: Sendable {
   /// What shapes the code.
   package struct Shape: Hashable, Sendable {
     package var pixels: Int
-    /// Output rows, the second one window row below the first, and elements from one to the next.
+    /// Output rows, the second one window row below the first, and pixels from one to the next.
     package var outputRows = 1
-    package var outputRowStride = 0
+    package var outputWidth = 0
     package var channels: Int
+    /// Elements from one output pixel to the next.
+    package var resultPitch: Int
     package var kernelHeight: Int
     package var kernelWidth: Int
     /// Input pixels between the windows of neighbouring output pixels, and between window columns.
@@ -274,18 +276,19 @@ private struct ByteWindowGenerator {
     var pool = free.filter { !held.values.contains($0) }
     for (index, sum) in sums.enumerated() {
       let (row, pixel) = index.quotientAndRemainder(dividingBy: shape.pixels)
-      let element = row * shape.outputRowStride + pixel * shape.channels + block * lanes
+      let number = row * shape.outputWidth + pixel
       let emitter = ExpressionEmitter(a, isa: .avx512, free: pool, tail: tail, types: types) { input in
         if input == 0 { return .owned(sum) }
         if let register = held[input - 1] { return .register(register) }
         if shape.operands[input - 1] == .scalar {
           return .element(Address(operandRegisters[input - 1]))
         }
-        let place = place(input - 1, block, element)
+        let place = place(input - 1, block, number)
         return masked ? .tail(place) : .memory(place)
       }
       let value = try emitter.emit(
         shape.epilogue, as: shape.resultType, narrowing: .saturatingUnsigned)
+      let element = number * shape.resultPitch + block * lanes
       let target = Address(.rcx, element * ElementAccess.byteCount(shape.resultType))
       if emitter.isUnsigned {
         a.vpmovusdb(target, value, mask: masked ? Mask(7) : nil)
@@ -296,10 +299,10 @@ private struct ByteWindowGenerator {
     }
   }
 
-  /// Where a vector of an operand lies.
-  private func place(_ index: Int, _ block: Int, _ element: Int) -> Address {
+  /// Where a vector of an operand lies for a pixel.
+  private func place(_ index: Int, _ block: Int, _ pixel: Int) -> Address {
     let bytes = ElementAccess.byteCount(shape.operandTypes[index])
-    let offset = shape.operands[index] == .full ? element : block * lanes
-    return Address(operandRegisters[index], offset * bytes)
+    let skipped = shape.operands[index] == .full ? pixel * shape.channels : 0
+    return Address(operandRegisters[index], (skipped + block * lanes) * bytes)
   }
 }

@@ -11,6 +11,7 @@ import ApusTensor
 /// the sides have code of their own.
 package final class ByteWindowPlan: Sendable {
   private let shape: ConvShape
+  private let resultPitch: Int
   private let operands: [EpilogueOperand]
   private let operandBytes: [Int]
   private let resultBytes: Int
@@ -46,18 +47,21 @@ package final class ByteWindowPlan: Sendable {
   ///
   /// - Parameters:
   ///   - padValue: What stands around the image.
+  ///   - resultPitch: Elements from one output pixel to the next, if there are gaps between them.
   ///   - permutesBytes: Whether to use the byte permutation of AVX-512 VBMI.
   /// - Throws: `not-yet-supported` when the epilogue cannot be compiled.
   package init(
     _ shape: ConvShape, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
     types: ProductTypes = ProductTypes(.int8), padValue: Int = 0,
-    permutesBytes: Bool = CPUFeatures.host.avx512VBMI
+    resultPitch: Int? = nil, permutesBytes: Bool = CPUFeatures.host.avx512VBMI
   ) throws(ApusError) {
     guard Self.takes(shape), types.kind == .int8 else {
       throw ApusError(.notYetSupported, "these windows have no kernel on bytes")
     }
     let types = types.filled(operands.count)
     self.shape = shape
+    let pitch = resultPitch ?? shape.outChannels
+    self.resultPitch = pitch
     self.operands = operands
     operandBytes = types.operands.map(ElementAccess.byteCount)
     resultBytes = ElementAccess.byteCount(types.result)
@@ -74,8 +78,8 @@ package final class ByteWindowPlan: Sendable {
       var first = x
       for size in TiledMultiply.split(count, rows: pixels) {
         let window = ByteWindowKernel.Shape(
-          pixels: size, outputRows: outputRows, outputRowStride: shape.outWidth * shape.outChannels,
-          channels: shape.inChannels, kernelHeight: shape.kernelHeight,
+          pixels: size, outputRows: outputRows, outputWidth: shape.outWidth,
+          channels: shape.inChannels, resultPitch: pitch, kernelHeight: shape.kernelHeight,
           kernelWidth: shape.kernelWidth, stride: shape.strideWidth, dilation: shape.dilationWidth,
           inside: inside, padValue: padValue, rowBytes: shape.inWidth * shape.inChannels,
           rowsAhead: shape.strideHeight * outputRows, epilogue: epilogue, operands: operands,
@@ -137,9 +141,9 @@ package final class ByteWindowPlan: Sendable {
       guard let arguments = buffer.baseAddress else { return }
       arguments[Argument.weights] = addresses.weights
       for run in runs {
-        let place = ((image * s.outHeight + y) * s.outWidth + run.x) * s.inChannels
+        let number = (image * s.outHeight + y) * s.outWidth + run.x
         let left = run.x * s.strideWidth - s.padLeft
-        arguments[Argument.output] = addresses.output &+ place * resultBytes
+        arguments[Argument.output] = addresses.output &+ number * resultPitch * resultBytes
         for offset in 0..<lines {
           let line = y * s.strideHeight - s.padTop + offset * s.dilationHeight
           arguments[Argument.rows + offset] =
@@ -150,7 +154,8 @@ package final class ByteWindowPlan: Sendable {
         if let values = addresses.operands {
           for (index, kind) in operands.enumerated() {
             arguments[firstOperand + index] =
-              Int(bitPattern: values[index]) + (kind == .full ? place * operandBytes[index] : 0)
+              Int(bitPattern: values[index])
+              + (kind == .full ? number * s.outChannels * operandBytes[index] : 0)
           }
         }
         kernels[run.kernel + (count < outputRows ? 1 : 0)].code(arguments)

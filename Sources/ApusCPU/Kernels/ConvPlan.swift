@@ -27,16 +27,22 @@ package final class ConvPlan: Sendable {
   private let shape: ConvShape
   private let multiply: TiledMultiply
   private let pixelBytes: Int
+  /// Bytes from one pixel of the input to the next.
+  private let inputStep: Int
   /// What stands around the input, in every byte.
   private let padValue: Int
 
   /// Plans a convolution.
   ///
+  /// - Parameters:
+  ///   - inputPitch: Elements from one pixel of the input to the next, if there are gaps between them.
+  ///   - resultPitch: The same for the result.
   /// - Throws: `not-yet-supported` when the epilogue or the tile cannot be compiled.
   package init(
     _ shape: ConvShape, tile: GemmTile? = nil, isa: ISA = .current,
     epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
-    types: ProductTypes = ProductTypes(), padValue: Int = 0
+    types: ProductTypes = ProductTypes(), padValue: Int = 0, inputPitch: Int? = nil,
+    resultPitch: Int? = nil
   ) throws(ApusError) {
     let elementBytes = types.kind.elementBytes
     let interleave = types.kind.interleave
@@ -48,11 +54,15 @@ package final class ConvPlan: Sendable {
     self.shape = shape
     self.padValue = padValue
     pixelBytes = shape.inChannels * elementBytes
-    // Kernels read whole words; what they read too much is multiplied by zero, but must exist.
-    let padded = shape.needsPadding || memberElements % interleave != 0
+    inputStep = (inputPitch ?? shape.inChannels) * elementBytes
+    // Kernels read whole words; what they read too much is multiplied by zero, but must exist. Pixels of one
+    // window row must lie side by side.
+    let padded =
+      shape.needsPadding || memberElements % interleave != 0
+      || (inputPitch != nil && shape.kernelWidth > 1)
     let width = padded ? shape.paddedWidth : shape.inWidth
     let height = padded ? shape.paddedHeight : shape.inHeight
-    let pixel = pixelBytes
+    let pixel = padded ? pixelBytes : inputStep
     let groupInputs = shape.inChannels / shape.groups
     let groupOutputs = shape.outChannels / shape.groups
     // A window of one pixel that moves by one reads the pixels in order: one run of all of them.
@@ -136,8 +146,8 @@ package final class ConvPlan: Sendable {
     multiply = try TiledMultiply(
       TiledMultiply.Plan(
         isa: isa, tiles: tiles, patterns: patterns, offsets: offsets, blocks: blocks, k: k,
-        n: groupOutputs, vectors: tile.vectors, ldb: nil, ldc: shape.outChannels,
-        epilogue: epilogue, operands: operands, types: types.filled(operands.count),
+        n: groupOutputs, vectors: tile.vectors, ldb: nil,
+        ldc: resultPitch ?? shape.outChannels, ldo: shape.outChannels, epilogue: epilogue, operands: operands, types: types.filled(operands.count),
         groups: (0..<shape.groups).map { group in
           TiledMultiply.Group(
             a: group * groupInputs * elementBytes, b: group * groupBytes, c: group * groupOutputs,
@@ -212,8 +222,14 @@ package final class ConvPlan: Sendable {
       return
     }
     if left > 0 { memset(target, pad, left) }
-    let source = (image * shape.inHeight + y) * shape.inWidth * pixelBytes
-    memcpy(target + left, input + source, copied)
+    let source = input + (image * shape.inHeight + y) * shape.inWidth * inputStep
+    if inputStep == pixelBytes {
+      memcpy(target + left, source, copied)
+    } else {
+      for pixel in 0..<copied / pixelBytes {
+        memcpy(target + left + pixel * pixelBytes, source + pixel * inputStep, pixelBytes)
+      }
+    }
     let right = rowBytes - left - copied
     if right > 0 { memset(target + left + copied, pad, right) }
   }

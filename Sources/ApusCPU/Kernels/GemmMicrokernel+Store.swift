@@ -125,7 +125,7 @@ extension MicrokernelGenerator {
       let place = address.offset(column * isa.lanes * bytes)
       return tail(column) == nil ? .memory(place) : .tail(place)
     case .full:
-      let place = address.offset((row * shape.rowStrideOfC + column * isa.lanes) * bytes)
+      let place = address.offset((row * shape.rowStrideOfOperands + column * isa.lanes) * bytes)
       return tail(column) == nil ? .memory(place) : .tail(place)
     }
   }
@@ -168,7 +168,9 @@ extension MicrokernelGenerator {
     a.add(.r11, rowBytes)
     a.add(.rcx, shape.rowStrideOfC * bytesOfC)
     for (index, kind) in shape.operands.enumerated() where kind == .full {
-      a.add(addresses[index], shape.rowStrideOfC * ElementAccess.byteCount(shape.operandTypes[index]))
+      a.add(
+        addresses[index],
+        shape.rowStrideOfOperands * ElementAccess.byteCount(shape.operandTypes[index]))
     }
     a.dec(.rax)
     a.j(.notEqual, loop)

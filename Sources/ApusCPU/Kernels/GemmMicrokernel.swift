@@ -12,7 +12,7 @@ package enum EpilogueOperand: Hashable, Sendable {
   case scalar
   /// One element for every column of the result.
   case perColumn
-  /// One element for every element of the result, with the result's row stride.
+  /// One element for every element of the result.
   case full
 }
 
@@ -64,8 +64,9 @@ package struct MicrokernelShape: Hashable, Sendable {
   package var masksB: Bool
   /// Columns of the last vector that exist.
   package var lastColumns: Int
-  /// Elements from one row of C (and of full operands) to the next.
+  /// Elements from one row of C to the next, and of full operands.
   package var rowStrideOfC: Int
+  package var rowStrideOfOperands: Int
   /// What happens to each element before it is stored for the last time.
   package var epilogue: ScalarExpr
   package var operands: [EpilogueOperand]

@@ -47,12 +47,13 @@ package final class GemmPlan: Sendable {
 
   /// Plans a product; strides in elements. With `ldb`, B is used as it lies instead of packed.
   /// Several products of the same sizes are planned together by listing where each one starts;
-  /// operands with an element for every element of the result lie as the result does.
+  /// operands with an element for every element of the result lie as the result does, but for the row stride
+  /// where that is given (`ldo`).
   ///
   /// - Throws: `not-yet-supported` when the epilogue or the tile cannot be compiled.
   package init(
-    m: Int, n: Int, k: Int, lda: Int, ldc: Int, ldb: Int? = nil, tile: GemmTile? = nil,
-    isa: ISA = .current, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
+    m: Int, n: Int, k: Int, lda: Int, ldc: Int, ldb: Int? = nil, ldo: Int? = nil,
+    tile: GemmTile? = nil, isa: ISA = .current, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
     types: ProductTypes = ProductTypes(), batch: [BatchMember] = [BatchMember()],
     terms: SumTerms = SumTerms()
   ) throws(ApusError) {
@@ -100,6 +101,7 @@ package final class GemmPlan: Sendable {
       TiledMultiply.Plan(
         isa: isa, tiles: tiles, patterns: patterns, offsets: blocks.map { $0.start * 4 },
         blocks: blocks, k: words, n: n, vectors: tile.vectors, ldb: ldb, ldc: ldc,
+        ldo: ldo ?? ldc,
         epilogue: epilogue, operands: operands, types: types.filled(operands.count),
         groups: batch.map {
           TiledMultiply.Group(a: $0.a * elementBytes, b: $0.b * elementBytes, c: $0.c)

@@ -97,7 +97,7 @@ struct NarrowMaximumGenerator {
         a.vpaddw(sum, sum, shift)
         turn(sum, scratch[pixel % scratch.count])
       }
-      a.vmovdqu8(Address(.rcx, pixel * shape.channels * elementBytes), sum, mask: mask)
+      a.vmovdqu8(Address(.rcx, pixel * shape.resultPitch * elementBytes), sum, mask: mask)
     }
   }
 

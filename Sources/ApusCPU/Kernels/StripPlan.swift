@@ -284,7 +284,7 @@ package final class StripPlan: Sendable {
         TiledMultiply.Plan(
           isa: isa, tiles: tiles, patterns: patterns, offsets: [0],
           blocks: [TiledMultiply.KBlock(first: 0, count: 1, k: k, start: 0)], k: k,
-          n: s.outChannels, vectors: tile.vectors, ldb: nil, ldc: s.outChannels,
+          n: s.outChannels, vectors: tile.vectors, ldb: nil, ldc: s.outChannels, ldo: s.outChannels,
           epilogue: stage.epilogue, operands: stage.operands,
           types: stage.types.filled(stage.operands.count))))
   }

@@ -74,6 +74,8 @@ package final class TiledMultiply: Sendable {
     /// Row stride of B in elements when it is not packed.
     package var ldb: Int?
     package var ldc: Int
+    /// Row stride of operands with an element for every element of C, in elements.
+    package var ldo: Int
     package var epilogue: ScalarExpr
     package var operands: [EpilogueOperand]
     package var types: ProductTypes
@@ -158,6 +160,7 @@ package final class TiledMultiply: Sendable {
               rowOffsets: pattern, vectors: (columns + lanes - 1) / lanes,
               panelBytes: panelBytes, masksB: plan.ldb != nil,
               lastColumns: (columns - 1) % lanes + 1, rowStrideOfC: plan.ldc,
+              rowStrideOfOperands: plan.ldo,
               epilogue: plan.epilogue, operands: plan.operands,
               operandTypes: plan.types.operands, resultType: plan.types.result,
               kind: plan.types.kind, isa: plan.isa, linesAhead: linesAhead, terms: plan.terms)))
@@ -294,15 +297,16 @@ package final class TiledMultiply: Sendable {
         for number in tiles {
           let tile = tileTable.base[number]
           arguments[Argument.ahead] = ahead.next()
-          let place = (firstRow + tile.row) * plan.ldc + column + group.c
+          let row = firstRow + tile.row
+          let place = column + group.c
           arguments[Argument.a] = a &+ tile.offsetInA
-          arguments[Argument.c] = c &+ place * bytesOfC
+          arguments[Argument.c] = c &+ (row * plan.ldc + place) * bytesOfC
           arguments[Argument.rowTerms] = terms.rows + tile.row * 4
           if let operands {
             for position in 0..<fullOperands.count {
               let operand = fullOperands.base[position]
               arguments[Argument.operands + operand.index] =
-                Int(bitPattern: operands[operand.index]) + place * operand.byteCount
+                Int(bitPattern: operands[operand.index]) + (row * plan.ldo + place) * operand.byteCount
             }
           }
           codes[tile.pattern](arguments)

@@ -31,6 +31,8 @@ package final class WindowKernel: Sendable {
     /// Rows of a window that lies within the input; code for so many is laid out without a loop.
     package var fullRows: Int
     package var channels: Int
+    /// Elements from one output pixel to the next.
+    package var resultPitch: Int
     /// From the window of one output pixel to the next one's.
     package var pixelStep: Int
     /// From one window column to the next.
@@ -218,7 +220,7 @@ private struct WindowGenerator {
     for pixel in 0..<shape.pixels {
       for vector in 0..<vectors {
         let sum = sums[pixel * vectors + vector]
-        let element = pixel * shape.channels + vector * isa.lanes
+        let lane = vector * isa.lanes
         let types = [shape.inputType.isInteger ? shape.inputType : .float32] + shape.operandTypes
         let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail, types: types) { input in
           if input == 0 { return .register(sum) }
@@ -227,13 +229,14 @@ private struct WindowGenerator {
           let place: Address
           switch shape.operands[input - 1] {
           case .scalar: return .element(address)
-          case .perColumn: place = address.offset(vector * isa.lanes * bytes)
-          case .full: place = address.offset(element * bytes)
+          case .perColumn: place = address.offset(lane * bytes)
+          case .full: place = address.offset((pixel * shape.channels + lane) * bytes)
           }
           return masked ? .tail(place) : .memory(place)
         }
+        let target = pixel * shape.resultPitch + lane
         a.storeElements(
-          Address(.rcx, element * ElementAccess.byteCount(shape.resultType)),
+          Address(.rcx, target * ElementAccess.byteCount(shape.resultType)),
           try emitter.emit(shape.epilogue, as: shape.resultType), shape.resultType, tail)
       }
     }

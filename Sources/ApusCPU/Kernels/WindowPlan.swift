@@ -37,6 +37,7 @@ package final class WindowPlan: Sendable {
 
   private let mode: Mode
   private let shape: ConvShape
+  private let resultPitch: Int
   private let isa: ISA
   private let operands: [EpilogueOperand]
   /// Runs of output pixels in a row.
@@ -44,6 +45,8 @@ package final class WindowPlan: Sendable {
   private let kernels: [WindowKernel]
   private let rowsPerTask: Int
   private let inputBytes: Int
+  /// Bytes from one pixel of the input to the next.
+  private let inputStep: Int
   private let weightBytes: Int
   private let resultBytes: Int
   private let operandBytes: [Int]
@@ -57,11 +60,12 @@ package final class WindowPlan: Sendable {
     var kernel: Int
   }
 
-  /// Plans windows; `shape` has as many output as input channels, its groups do not matter.
+  /// Plans windows; `shape` has as many output as input channels, its groups do not matter. `inputPitch` and
+  /// `resultPitch` are the elements from one pixel to the next where there are gaps between them.
   package init(
     _ mode: Mode, _ shape: ConvShape, isa: ISA = .current, epilogue: ScalarExpr = .input(0),
     operands: [EpilogueOperand] = [], types: ProductTypes = ProductTypes(),
-    inputType: DataType = .float32
+    inputType: DataType = .float32, inputPitch: Int? = nil, resultPitch: Int? = nil
   ) throws(ApusError) {
     guard isa != .portable, shape.isValid, types.kind != .int8,
       ElementAccess.supports(inputType, isa), mode == .maximum || inputType.isFloat,
@@ -76,10 +80,14 @@ package final class WindowPlan: Sendable {
       case .average, .averageOver: .sum
       }
     self.shape = shape
+    let pitch = resultPitch ?? shape.outChannels
+    self.resultPitch = pitch
     self.isa = isa
     self.operands = operands
     let types = types.filled(operands.count)
     inputBytes = ElementAccess.byteCount(inputType)
+    let step = (inputPitch ?? shape.inChannels) * inputBytes
+    inputStep = step
     let weightType: DataType = types.kind == .bfloat16 ? .bfloat16 : .float32
     weightBytes = ElementAccess.byteCount(weightType)
     resultBytes = ElementAccess.byteCount(types.result)
@@ -97,10 +105,10 @@ package final class WindowPlan: Sendable {
       let window = WindowKernel.Shape(
         inside: Array(inside[first..<first + size]), vectors: min(width, vectors),
         fullRows: shape.kernelHeight, channels: shape.inChannels,
-        pixelStep: shape.strideWidth * shape.inChannels * inputBytes,
-        columnStep: shape.dilationWidth * shape.inChannels * inputBytes,
+        resultPitch: pitch, pixelStep: shape.strideWidth * step,
+        columnStep: shape.dilationWidth * step,
         weightRowStep: shape.kernelWidth * shape.inChannels * weightBytes,
-        rowStep: shape.dilationHeight * shape.inWidth * shape.inChannels * inputBytes,
+        rowStep: shape.dilationHeight * shape.inWidth * step,
         operation: operation, epilogue: epilogue, operands: operands,
         operandTypes: types.operands, resultType: types.result, inputType: inputType,
         weightType: weightType, isa: isa)
@@ -166,7 +174,7 @@ package final class WindowPlan: Sendable {
   /// Computes some rows of one image on the calling thread.
   func run(image: Int, rows: Range<Int>, _ addresses: WindowAddresses) {
     let s = shape
-    let pixel = s.inChannels * inputBytes
+    let pixel = inputStep
     let words = WindowKernel.Argument.operands + operands.count
     withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { buffer in
       guard let arguments = buffer.baseAddress else { return }
@@ -177,19 +185,20 @@ package final class WindowPlan: Sendable {
         let line = (image * s.inHeight + top + rows.lowerBound * s.dilationHeight) * s.inWidth
         for run in runs {
           let left = run.x * s.strideWidth - s.padLeft
-          let place = ((image * s.outHeight + y) * s.outWidth + run.x) * s.inChannels
+          let number = (image * s.outHeight + y) * s.outWidth + run.x
           arguments[WindowKernel.Argument.input] =
             addresses.input &+ (line + left) * pixel
           arguments[WindowKernel.Argument.weights] =
             addresses.weights
             + rows.lowerBound * s.kernelWidth * s.inChannels * weightBytes
-          arguments[WindowKernel.Argument.output] = addresses.output &+ place * resultBytes
+          arguments[WindowKernel.Argument.output] = addresses.output &+ number * resultPitch * resultBytes
           arguments[WindowKernel.Argument.rows] = rows.count
           arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns)
           if let values = addresses.operands {
             for (index, kind) in operands.enumerated() {
               arguments[WindowKernel.Argument.operands + index] =
-                Int(bitPattern: values[index]) + (kind == .full ? place * operandBytes[index] : 0)
+                Int(bitPattern: values[index])
+                + (kind == .full ? number * s.outChannels * operandBytes[index] : 0)
             }
           }
           kernels[run.kernel].code(arguments)

@@ -36,9 +36,10 @@ package final class WinogradKernel: Sendable {
     var rows: Int
     var columns: Int
     var planeStep: Int
-    /// Elements from one row of results to the next, and from one pixel to the next.
-    var rowStride: Int
+    /// Pixels in a row of results, and elements from one to the next, there and in full operands.
+    var width: Int
     var pixelStride: Int
+    var operandStride: Int
     /// What the epilogue gets: `int32` for sums that are whole numbers.
     var sumType: DataType
     /// What the pixels' zero point was. Unless it is 0, the last operand holds the sums of the weights, and
@@ -258,7 +259,7 @@ struct WinogradGenerator {
           guard let sum = results[column] else { continue }
           if shape.padValue != 0 { a.vaddps(sum, sum, aside) }
           if shape.sumType == .int32 { a.vcvtps2dq(sum, sum) }
-          let element = row * shape.rowStride + column * shape.pixelStride
+          let pixel = row * shape.width + column
           let emitter = ExpressionEmitter(a, isa: isa, free: rest, tail: tail, types: types) {
             input in
             if input == 0 { return .register(sum) }
@@ -267,12 +268,13 @@ struct WinogradGenerator {
             switch shape.operands[input - 1] {
             case .scalar: return .element(address)
             case .perColumn: place = address
-            case .full: place = address.offset(element * ElementAccess.byteCount(types[input]))
+            case .full:
+              place = address.offset(pixel * shape.operandStride * ElementAccess.byteCount(types[input]))
             }
             return tail == nil ? .memory(place) : .tail(place)
           }
           a.storeElements(
-            Address(.rcx, element * resultBytes),
+            Address(.rcx, pixel * shape.pixelStride * resultBytes),
             try emitter.emit(shape.epilogue, as: shape.resultType), shape.resultType, tail)
         }
       }

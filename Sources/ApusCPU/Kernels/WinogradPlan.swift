@@ -28,6 +28,10 @@ package final class WinogradPlan: Sendable {
   package let workspaceByteCount: Int
   private let shape: ConvShape
   private let m: Int
+  /// Bytes from one pixel of the input to the next.
+  private let inputStep: Int
+  /// Elements from one pixel of results to the next.
+  private let resultPitch: Int
   private let tilesWide: Int
   private let tilesHigh: Int
   private let blocks: [Block]
@@ -96,11 +100,14 @@ package final class WinogradPlan: Sendable {
   ///   - m: Pixels of results along each side of a tile, 2 or 4.
   ///   - blockBytes: Memory for what lies between the steps; blocks are not smaller than a register
   ///     tile all the same.
+  ///   - inputPitch: Elements from one pixel of the input to the next, if there are gaps between them.
+  ///   - resultPitch: The same for the results.
   /// - Throws: `not-yet-supported` when the epilogue or the tile cannot be compiled.
   package init(
     _ shape: ConvShape, m: Int, tile: GemmTile, blockBytes: Int, isa: ISA = .current,
     epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
-    types: ProductTypes = ProductTypes(), padValue: Int = 0
+    types: ProductTypes = ProductTypes(), padValue: Int = 0, inputPitch: Int? = nil,
+    resultPitch: Int? = nil
   ) throws(ApusError) {
     guard isa != .portable, Self.takes(shape, types.kind), m == 2 || m == 4,
       types.kind != .bfloat16 || shape.inChannels % 2 == 0,
@@ -112,6 +119,8 @@ package final class WinogradPlan: Sendable {
     let size = m + 2
     let places = size * size
     self.shape = shape
+    let resultPitch = resultPitch ?? shape.outChannels
+    self.resultPitch = resultPitch
     self.m = m
     tilesWide = (shape.outWidth + m - 1) / m
     tilesHigh = (shape.outHeight + m - 1) / m
@@ -125,7 +134,8 @@ package final class WinogradPlan: Sendable {
       default: .float32
       }
     inputBytes = ElementAccess.byteCount(inputType)
-    let pixelBytes = shape.inChannels * inputBytes
+    let pixelBytes = (inputPitch ?? shape.inChannels) * inputBytes
+    inputStep = pixelBytes
     // Rows a power of two apart would share few sets of the first-level cache.
     let channelBytes = shape.inChannels * product.elementBytes
     let rowBytes = (channelBytes + 63) / 64 * 64 + (channelBytes % 1024 == 0 ? 64 : 0)
@@ -214,7 +224,7 @@ package final class WinogradPlan: Sendable {
             try WinogradKernel(
               WinogradKernel.Output(
                 m: m, channels: channels, rows: rows, columns: columns, planeStep: outputPlane,
-                rowStride: shape.outWidth * shape.outChannels, pixelStride: shape.outChannels,
+                width: shape.outWidth, pixelStride: resultPitch, operandStride: shape.outChannels,
                 sumType: types.kind.sumType, padValue: padValue, epilogue: epilogue,
                 operands: operands + (padValue == 0 ? [] : [.perColumn]),
                 operandTypes: types.operands + (padValue == 0 ? [] : [.float32]),
@@ -285,7 +295,7 @@ package final class WinogradPlan: Sendable {
       TiledMultiply.Plan(
         isa: isa, tiles: tiles, patterns: patterns, offsets: offsets, blocks: blocks,
         k: words, n: columns, vectors: tile.vectors, ldb: nil,
-        ldc: columns, epilogue: isScaled ? .input(0) * .input(1) : .input(0),
+        ldc: columns, ldo: columns, epilogue: isScaled ? .input(0) * .input(1) : .input(0),
         operands: isScaled ? [.perColumn] : [],
         types: ProductTypes(kind, operands: isScaled ? [.float32] : []),
         groups: (0..<places).map { place in
@@ -347,7 +357,7 @@ package final class WinogradPlan: Sendable {
     _ tile: Int, _ input: UnsafeRawPointer, _ transformed: UnsafeMutableRawPointer
   ) {
     let (image, row, column) = place(tile)
-    let pixel = shape.inChannels * inputBytes
+    let pixel = inputStep
     let left = (column * m - shape.padLeft) * pixel
     let rowBytes = shape.inWidth * pixel
     let top = row * m - shape.padTop
@@ -372,18 +382,18 @@ package final class WinogradPlan: Sendable {
   ) {
     let (image, row, column) = place(tile)
     let pixel = (image * shape.outHeight + row * m) * shape.outWidth + column * m
-    let first = pixel * shape.outChannels + band.first
     let words = WinogradKernel.Argument.operands + operandKinds.count + 1
     let variant =
       (band.isLast ? 4 : 0) + (row == tilesHigh - 1 ? 2 : 0) + (column == tilesWide - 1 ? 1 : 0)
     withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { arguments in
       guard let arguments = arguments.baseAddress else { return }
       arguments[WinogradKernel.Argument.transformed] = Int(bitPattern: products)
-      arguments[WinogradKernel.Argument.output] = Int(bitPattern: output) + first * resultBytes
+      arguments[WinogradKernel.Argument.output] =
+        Int(bitPattern: output) + (pixel * resultPitch + band.first) * resultBytes
       if let operands {
         for (index, kind) in operandKinds.enumerated() {
           arguments[WinogradKernel.Argument.operands + index] =
-            Int(bitPattern: operands[index]) + skipped(kind, first, band) * operandBytes[index]
+            Int(bitPattern: operands[index]) + skipped(kind, pixel, band) * operandBytes[index]
         }
       }
       arguments[words - 1] = Int(bitPattern: sums)
@@ -391,12 +401,12 @@ package final class WinogradPlan: Sendable {
     }
   }
 
-  /// How many elements of an operand lie before those of a tile.
-  private func skipped(_ kind: EpilogueOperand, _ first: Int, _ band: Band) -> Int {
+  /// How many elements of an operand lie before those of a tile that starts at a pixel.
+  private func skipped(_ kind: EpilogueOperand, _ pixel: Int, _ band: Band) -> Int {
     switch kind {
     case .scalar: 0
     case .perColumn: band.first
-    case .full: first
+    case .full: pixel * shape.outChannels + band.first
     }
   }
 }

@@ -11,6 +11,7 @@ import ApusTensor
 struct PortableTactic: Tactic {
   let name = "cpu.portable"
   let source = "portable"
+  let pitches: PitchSupport = [.operands, .results]
 
   func support(_ problem: Problem) -> Support { .yes }
 
@@ -49,8 +50,8 @@ struct PortableKernel: Kernel {
           "\(problem.op.name) was to give \(output.dataType)\(output.shape) as result \(index)")
       }
       guard tensor.byteCount > 0 else { continue }
-      arguments[problem.inputs.count + index].mutablePointer.copyMemory(
-        from: tensor.bytes.baseAddress!, byteCount: tensor.byteCount)
+      RowCopy(output).spread(
+        tensor.bytes.baseAddress!, to: arguments[problem.inputs.count + index].mutablePointer)
     }
   }
 
@@ -59,6 +60,11 @@ struct PortableKernel: Kernel {
   {
     let shape = operand.packing.map { [$0.elementCount] } ?? operand.shape
     let count = try Tensor.checkedCount(shape)
+    if operand.pitch != nil {
+      let tensor = try Tensor(operand.dataType, shape: shape)
+      if count > 0 { RowCopy(operand).gather(address.pointer, to: tensor.mutableBytes.baseAddress!) }
+      return tensor
+    }
     let stored = operand.packing?.storedType(operand.dataType) ?? operand.dataType
     let bytes = UnsafeRawBufferPointer(
       start: address.pointer, count: stored.byteCount(of: count) ?? 0)
@@ -66,5 +72,33 @@ struct PortableKernel: Kernel {
       stored, shape: shape, storage: TensorStorage(viewing: bytes, owner: nil))
     guard let packing = operand.packing else { return tensor }
     return try packing.unpack(tensor, operand.dataType, shape: operand.shape)
+  }
+}
+
+/// Copies between a tensor and an operand or result that may have gaps between its rows.
+private struct RowCopy {
+  let rows: Int
+  let width: Int
+  let step: Int
+
+  init(_ operand: Problem.Operand) {
+    let bytes = operand.dataType.bitWidth / 8
+    rows = operand.pitch == nil ? 1 : operand.rowCount
+    step = operand.rowStride * bytes
+    width =
+      operand.pitch == nil
+      ? operand.dataType.byteCount(of: operand.count) ?? 0 : operand.rowWidth * bytes
+  }
+
+  func spread(_ tensor: UnsafeRawPointer, to result: UnsafeMutableRawPointer) {
+    for row in 0..<rows {
+      (result + row * step).copyMemory(from: tensor + row * width, byteCount: width)
+    }
+  }
+
+  func gather(_ operand: UnsafeRawPointer, to tensor: UnsafeMutableRawPointer) {
+    for row in 0..<rows {
+      (tensor + row * width).copyMemory(from: operand + row * step, byteCount: width)
+    }
   }
 }

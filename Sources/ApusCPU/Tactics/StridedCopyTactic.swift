@@ -12,6 +12,7 @@ import ApusTensor
 struct StridedCopyTactic: Tactic {
   let name = "cpu.copy.strided"
   let source = "native"
+  let pitches: PitchSupport = [.operands, .results]
   let pool: ThreadPool
 
   func support(_ problem: Problem) -> Support {
@@ -33,7 +34,53 @@ struct StridedCopyTactic: Tactic {
   }
 
   private func plan(_ op: any MovementOperator, _ problem: Problem) throws(ApusError) -> CopyPlan {
-    try op.copyPlan(problem.inputs.map { $0?.constant }, shapes: problem.inputs.map { $0?.shape })
+    let plan = try op.copyPlan(
+      problem.inputs.map { $0?.constant }, shapes: problem.inputs.map { $0?.shape })
+    guard problem.outputs.contains(where: { $0.pitch != nil })
+      || problem.inputs.contains(where: { $0?.pitch != nil })
+    else { return plan }
+    return try spread(plan, problem)
+  }
+
+  /// The plan where rows of operands and results have gaps between them.
+  private func spread(_ plan: CopyPlan, _ problem: Problem) throws(ApusError) -> CopyPlan {
+    guard plan.fill == nil else {
+      throw ApusError(.notYetSupported, "what is filled in has gaps between its rows")
+    }
+    var plan = plan
+    for index in plan.copies.indices {
+      let copy = plan.copies[index]
+      if let operand = problem.inputs[copy.input] {
+        (plan.copies[index].sourceOffset, plan.copies[index].sourceStrides) = try spread(
+          copy.sourceOffset, copy.sourceStrides, copy.sizes, operand)
+      }
+      (plan.copies[index].targetOffset, plan.copies[index].targetStrides) = try spread(
+        copy.targetOffset, copy.targetStrides, copy.sizes, problem.outputs[copy.output])
+    }
+    return plan
+  }
+
+  /// Offset and strides of one side of a copy. Each axis must go from row to row, or stay within a row.
+  private func spread(_ offset: Int, _ strides: [Int], _ sizes: [Int], _ operand: Problem.Operand)
+    throws(ApusError) -> (Int, [Int])
+  {
+    guard let pitch = operand.pitch else { return (offset, strides) }
+    let width = operand.rowWidth
+    let (row, place) = offset.quotientAndRemainder(dividingBy: width)
+    var (first, last) = (place, place)
+    var result = strides
+    for (axis, stride) in strides.enumerated() where sizes[axis] > 1 {
+      if stride % width == 0 {
+        result[axis] = stride / width * pitch
+      } else {
+        first += min(0, (sizes[axis] - 1) * stride)
+        last += max(0, (sizes[axis] - 1) * stride)
+      }
+    }
+    guard offset >= 0, first >= 0, last < width else {
+      throw ApusError(.notYetSupported, "elements are moved across rows that have gaps between them")
+    }
+    return (row * pitch + place, result)
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {

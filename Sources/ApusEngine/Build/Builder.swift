@@ -140,7 +140,7 @@ public struct Builder: Sendable {
       workspaceLimit: configuration.workspaceLimit,
       deadline: configuration.timeBudgetSeconds.map { begin + $0 } ?? .infinity,
       weightByteCount: graph.values.reduce(0) { $0 + (graph[$1].constant?.byteCount ?? 0) })
-    let problems = try problems(of: graph, types)
+    let problems = try problems(of: graph, types, library)
     var timed = 0
     var cancelled = false
     for (index, entry) in problems.enumerated() {
@@ -162,11 +162,11 @@ public struct Builder: Sendable {
 
   /// The problems at the tuned shapes. Sizes that nobody gave stand for 1, which a model may not take:
   /// then nothing is tuned ahead, and kernels are chosen by estimate when real shapes arrive.
-  private func problems(of graph: Graph, _ types: [ValueType]) throws(ApusError)
-    -> [ProblemCollector.Entry]
+  private func problems(of graph: Graph, _ types: [ValueType], _ library: KernelLibrary)
+    throws(ApusError) -> [ProblemCollector.Entry]
   {
     do {
-      return try ProblemCollector().problems(of: graph, types: types)
+      return try ProblemCollector(library: library).problems(of: graph, types: types)
     } catch {
       let isGiven = !configuration.shapes.isEmpty || graph.inputs.allSatisfy {
         graph[$0].type.tensor?.shape != nil

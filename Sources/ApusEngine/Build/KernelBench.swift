@@ -13,8 +13,8 @@ final class KernelBench {
   private let library: KernelLibrary
   private let stream: any ExecutionStream
   private let operands: [Tensor?]
-  private let inputMemory: [DeviceMemory?]
-  private let outputMemory: [DeviceMemory]
+  private let inputMemory: [BenchMemory?]
+  private let outputMemory: [BenchMemory]
   private var expected: [Expected]?
   /// The constants as the last kernel wanted them, by operand number. Only one form is kept: those of
   /// all candidates together would be many times as large as the network.
@@ -39,7 +39,7 @@ final class KernelBench {
     stream = try library.backend.makeStream()
     var generator = SeededGenerator(seed: Checksum.of(problem.key))
     var operands: [Tensor?] = []
-    var memory: [DeviceMemory?] = []
+    var memory: [BenchMemory?] = []
     for (index, input) in problem.inputs.enumerated() {
       guard let input else {
         operands.append(nil)
@@ -51,26 +51,17 @@ final class KernelBench {
           try layout.unpack(constant, input.dataType, shape: input.shape)
         }
         operands.append(dense ?? constant)
-        memory.append(try library.backend.importConstant(constant))
+        memory.append(BenchMemory(memory: try library.backend.importConstant(constant)))
         continue
       }
       let tensor = try Self.operand(index, input, problem.op, &generator)
-      let device = try library.backend.allocate(byteCount: max(64, tensor.byteCount))
-      if tensor.byteCount > 0 {
-        try stream.copyToDevice(
-          from: tensor.bytes.baseAddress!, to: device.address, byteCount: tensor.byteCount)
-      }
       operands.append(tensor)
-      memory.append(device)
+      memory.append(try BenchMemory(input, library.backend, holding: tensor, on: stream))
     }
-    try stream.synchronize()
     self.operands = operands
     inputMemory = memory
-    var outputs: [DeviceMemory] = []
-    for output in problem.outputs {
-      let bytes = output.dataType.byteCount(of: output.count) ?? 0
-      outputs.append(try library.backend.allocate(byteCount: max(64, bytes)))
-    }
+    var outputs: [BenchMemory] = []
+    for output in problem.outputs { outputs.append(try BenchMemory(output, library.backend)) }
     outputMemory = outputs
   }
 
@@ -98,6 +89,9 @@ final class KernelBench {
       if let reason = compare(got.doubles(), expected[index], problem.outputs[index].dataType) {
         return reason
       }
+      if try !outputMemory[index].gapsAreMarked(on: stream) {
+        return "result \(index) is written between its rows"
+      }
     }
     return nil
   }
@@ -111,6 +105,7 @@ final class KernelBench {
   }
 
   private func results(of compiled: KernelLibrary.Compiled) throws(ApusError) -> [Tensor] {
+    for memory in outputMemory { try memory.markGaps(on: stream) }
     try withArguments(compiled) { (arguments) throws(ApusError) in
       try compiled.kernel.launch(arguments, on: stream)
     }
@@ -118,12 +113,7 @@ final class KernelBench {
     var results: [Tensor] = []
     for (index, output) in problem.outputs.enumerated() {
       let got = try Tensor(output.dataType, shape: output.shape)
-      if got.byteCount > 0 {
-        try stream.copyToHost(
-          from: outputMemory[index].address, to: got.mutableBytes.baseAddress!,
-          byteCount: got.byteCount)
-        try stream.synchronize()
-      }
+      try stream.copyRows(of: output, from: outputMemory[index].address, to: got)
       results.append(got)
     }
     return results
@@ -241,7 +231,7 @@ final class KernelBench {
     guard place != .cached, problem.inputs.contains(where: { $0?.constant != nil }) else { return }
     if place == .shared { return Self.read(Self.others) }
     for (index, input) in problem.inputs.enumerated() where input?.constant != nil {
-      if let memory = packed[index]?.memory ?? inputMemory[index] { library.backend.evict(memory) }
+      if let memory = packed[index]?.memory ?? inputMemory[index]?.memory { library.backend.evict(memory) }
     }
   }
 

@@ -31,15 +31,28 @@ struct PackConstants {
   {
     let concrete = try Specializer().specialize(graph, types: types)
     var wanted: [String: Set<PackedLayout?>] = [:]
-    for id in concrete.nodes {
-      let node = concrete[id]
-      guard let problem = try? Problem(node, in: concrete) else { continue }
-      guard let choice = try? library.choose(problem) else { continue }
+    func add(_ node: Node, _ problem: Problem, in graph: Graph) {
+      guard let choice = try? library.choose(problem) else { return }
       let packing = choice.tactic.packing(problem, choice.configuration)
       for (index, input) in node.inputs.enumerated() {
-        guard let input, concrete[input].constant != nil else { continue }
-        wanted[concrete[input].name, default: []].insert(packing[index])
+        guard let input, graph[input].constant != nil else { continue }
+        wanted[graph[input].name, default: []].insert(packing[index])
       }
+    }
+    // What is planned, where its operands and results lie; then what has no kernel or waits for data.
+    var planned: Set<String> = []
+    if let part = try ProgramStage.plannedPart(of: concrete) {
+      for (id, problem) in try StaticPlanner(library: library).problems(of: part) {
+        add(part[id], problem, in: part)
+        planned.formUnion(part[id].outputs.map { part[$0].name })
+      }
+    }
+    for id in concrete.nodes {
+      let node = concrete[id]
+      guard !node.outputs.contains(where: { planned.contains(concrete[$0].name) }),
+        let problem = try? Problem(node, in: concrete)
+      else { continue }
+      add(node, problem, in: concrete)
     }
     return wanted
   }

@@ -9,6 +9,8 @@ import ApusTensor
 
 /// Finds the problems a network poses at given input shapes, each once.
 struct ProblemCollector {
+  let library: KernelLibrary
+
   /// A problem with a node that poses it.
   struct Entry {
     let problem: Problem
@@ -21,8 +23,7 @@ struct ProblemCollector {
     guard let part = try ProgramStage.plannedPart(of: concrete) else { return [] }
     var seen: Set<String> = []
     var entries: [Entry] = []
-    for id in try StaticPlanner.steps(of: part) {
-      let problem = try Problem(part[id], in: part)
+    for (id, problem) in try StaticPlanner(library: library).problems(of: part) {
       guard seen.insert(problem.key).inserted else { continue }
       entries.append(Entry(problem: problem, node: part[id]))
     }

@@ -21,9 +21,7 @@ struct NumericsCheck {
     where type.dataType.isFloat {
       let tensor = try Tensor(type.dataType, shape: type.shape)
       guard tensor.count > 0 else { continue }
-      try stream.copyToHost(
-        from: address, to: tensor.mutableBytes.baseAddress!, byteCount: tensor.byteCount)
-      try stream.synchronize()
+      try stream.copyRows(of: type, from: address, to: tensor)
       var bad = (nan: 0, infinite: 0)
       for value in tensor.doubles() where !value.isFinite {
         if value.isNaN { bad.nan += 1 } else { bad.infinite += 1 }

@@ -66,8 +66,7 @@ package final class KernelLibrary: Sendable {
   ///
   /// - Throws: what compiling throws, with the node's location.
   package func compile(_ problem: Problem, _ node: Node) throws(ApusError) -> Compiled {
-    let stored = problem.inputs.map { "\($0?.packing?.description ?? "")" }.joined(separator: ",")
-    let key = "\(problem.key)|\(stored)"
+    let key = problem.storedKey
     if let known = state.withLock({ $0.kernels[key] }) { return known }
     do {
       let compiled = try compile(try choose(problem), problem)

@@ -43,11 +43,19 @@ package struct StaticPlanner {
     var byteCount: Int
   }
 
-  /// The nodes that become kernels, in order.
-  package static func steps(of graph: Graph) throws(ApusError) -> [NodeID] {
+  /// The nodes that become kernels, in order, with the problems they pose where their operands and results
+  /// lie.
+  ///
+  /// - Throws: `internal` when a size is open.
+  package func problems(of graph: Graph) throws(ApusError) -> [(node: NodeID, problem: Problem)] {
     let order = try graph.topologicalOrder()
-    let views = viewsByNode(graph, order)
-    return order.filter { views[$0] == nil }
+    let views = Self.viewsByNode(graph, order)
+    let hosted = try HostedValues(graph, order, views: Set(views.keys), selector: library.selector)
+    var problems: [(node: NodeID, problem: Problem)] = []
+    for id in order where views[id] == nil && !hosted.joined.contains(id) {
+      problems.append((id, try hosted.problem(graph[id], in: graph)))
+    }
+    return problems
   }
 
   /// - Throws: `internal` when a size is open, or what compiling a kernel throws.
@@ -62,10 +70,17 @@ package struct StaticPlanner {
     }
     let order = try graph.topologicalOrder()
     let views = Self.viewsByNode(graph, order)
-    let lastUse = lastUses(graph, order, views)
+    let hosted = try HostedValues(graph, order, views: Set(views.keys), selector: library.selector)
+    let lastUse = lastUses(graph, order, views, hosted)
     var pending: [PendingStep] = []
     for id in order {
       let node = graph[id]
+      if hosted.joined.contains(id) {
+        let result = node.outputs[0]
+        let home = try self.home(of: result, hosted, graph, &homes, &buffers, at: pending.count)
+        touch(home, at: pending.count, &buffers)
+        continue
+      }
       if let offsets = views[id] {
         for (output, offset) in zip(node.outputs, offsets) {
           homes[output] = shifted(homes[node.inputs[0]!]!, by: offset)
@@ -73,21 +88,19 @@ package struct StaticPlanner {
         }
         continue
       }
-      let problem = try Problem(node, in: graph)
+      let problem = try hosted.problem(node, in: graph)
       let compiled = try library.compile(problem, node)
       let step = pending.count
       for input in node.inputs.compactMap({ $0 }) { touch(homes[input]!, at: step, &buffers) }
       for (index, output) in node.outputs.enumerated() {
         let bytes = try byteCount(graph[output])
-        let reused =
-          index == 0
-          ? inPlaceBuffer(compiled, node, graph, homes, buffers, lastUse, step, bytes) : nil
-        if let reused {
+        if index == 0, hosted.places[output] == nil,
+          let reused = inPlaceBuffer(compiled, node, graph, homes, hosted, buffers, lastUse, step, bytes)
+        {
           buffers[reused].last = step
           homes[output] = .buffer(reused, byteOffset: 0)
         } else {
-          buffers.append(Buffer(byteCount: bytes, first: step, last: step, output: nil))
-          homes[output] = .buffer(buffers.count - 1, byteOffset: 0)
+          touch(try home(of: output, hosted, graph, &homes, &buffers, at: step), at: step, &buffers)
         }
       }
       var workspace: Int?
@@ -104,6 +117,25 @@ package struct StaticPlanner {
     }
     let copies = try bindOutputs(graph, homes, &buffers)
     return try assemble(graph, pending, homes, buffers, copies)
+  }
+
+  /// Where a value is made: a part of its host's buffer, or a buffer of its own. The buffer is there from
+  /// the first step that writes any part of it.
+  private func home(
+    of value: ValueID, _ hosted: HostedValues, _ graph: Graph, _ homes: inout [ValueID: Home],
+    _ buffers: inout [Buffer], at step: Int
+  ) throws(ApusError) -> Home {
+    let place = hosted.places[value]
+    let owner = place?.host ?? value
+    if homes[owner] == nil {
+      buffers.append(
+        Buffer(byteCount: try byteCount(graph[owner]), first: step, last: step, output: nil))
+      homes[owner] = .buffer(buffers.count - 1, byteOffset: 0)
+    }
+    guard let place, let home = homes[owner] else { return homes[owner]! }
+    let bits = graph[value].type.tensor?.dataType.bitWidth ?? 0
+    homes[value] = shifted(home, by: place.offset * (bits / 8))
+    return homes[value]!
   }
 
   private func packedConstants(_ compiled: KernelLibrary.Compiled, _ problem: Problem)
@@ -174,18 +206,19 @@ package struct StaticPlanner {
     return result.count == offsets.count ? result : nil
   }
 
-  /// The last step that reads each buffer-owning value, views followed to their owner.
-  private func lastUses(_ graph: Graph, _ order: [NodeID], _ views: [NodeID: [Int]]) -> [ValueID: Int]
-  {
+  /// The last step that reads each buffer-owning value, views and hosted values followed to their owner.
+  private func lastUses(
+    _ graph: Graph, _ order: [NodeID], _ views: [NodeID: [Int]], _ hosted: HostedValues
+  ) -> [ValueID: Int] {
     var last: [ValueID: Int] = [:]
-    var owner: [ValueID: ValueID] = [:]
+    var owner = hosted.places.mapValues(\.host)
     var step = 0
     for id in order {
       let node = graph[id]
       for input in node.inputs.compactMap({ $0 }) { last[owner[input] ?? input] = step }
       if views[id] != nil {
         for output in node.outputs { owner[output] = owner[node.inputs[0]!] ?? node.inputs[0]! }
-      } else {
+      } else if !hosted.joined.contains(id) {
         step += 1
       }
     }
@@ -195,7 +228,7 @@ package struct StaticPlanner {
 
   private func inPlaceBuffer(
     _ compiled: KernelLibrary.Compiled, _ node: Node, _ graph: Graph, _ homes: [ValueID: Home],
-    _ buffers: [Buffer], _ lastUse: [ValueID: Int], _ step: Int, _ bytes: Int
+    _ hosted: HostedValues, _ buffers: [Buffer], _ lastUse: [ValueID: Int], _ step: Int, _ bytes: Int
   ) -> Int? {
     for index in compiled.inPlaceInputs {
       guard index < node.inputs.count, let input = node.inputs[index],
@@ -203,13 +236,22 @@ package struct StaticPlanner {
         buffers[buffer].byteCount == bytes, buffers[buffer].last <= step,
         let last = lastUse[input], last == step,
         node.inputs.filter({ $0 == input }).count == 1,
-        // A view keeps the buffer alive under another name.
-        graph[input].producer.map({ !isView(graph[$0], homes, input) }) ?? false,
+        // A view keeps the buffer alive under another name, and so does a part of it that is read, too.
+        hosted.places[input] == nil, let producer = graph[input].producer,
+        hosted.joined.contains(producer) || !isView(graph[producer], homes, input),
+        node.inputs.allSatisfy({ other in
+          other.map { $0 == input || !isIn(buffer, homes[$0]) } ?? true
+        }),
         graph.useCount(input) == 1
       else { continue }
       return buffer
     }
     return nil
+  }
+
+  private func isIn(_ buffer: Int, _ home: Home?) -> Bool {
+    guard case .buffer(buffer, _)? = home else { return false }
+    return true
   }
 
   private func isView(_ node: Node, _ homes: [ValueID: Home], _ value: ValueID) -> Bool {

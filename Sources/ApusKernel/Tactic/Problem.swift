@@ -18,17 +18,34 @@ public struct Problem: Sendable {
     public let constant: Tensor?
     /// The order in which the constant is stored, when it has been packed.
     public let packing: PackedLayout?
+    /// Elements from the start of a row, which is along the last axis, to the start of the next one; nil
+    /// where rows follow each other. What lies between rows belongs to others.
+    public let pitch: Int?
 
     /// Describes an operand.
-    public init(dataType: DataType, shape: [Int], constant: Tensor?, packing: PackedLayout? = nil) {
+    public init(
+      dataType: DataType, shape: [Int], constant: Tensor?, packing: PackedLayout? = nil,
+      pitch: Int? = nil
+    ) {
       self.dataType = dataType
       self.shape = shape
       self.constant = constant
       self.packing = packing
+      self.pitch = pitch
     }
 
     /// The number of elements.
     public var count: Int { shape.reduce(1, &*) }
+    /// The number of rows, and of elements of each.
+    public var rowCount: Int { shape.dropLast().reduce(1, &*) }
+    public var rowWidth: Int { shape.last ?? 1 }
+    /// Elements from the start of a row to the start of the next one.
+    public var rowStride: Int { pitch ?? rowWidth }
+    /// Elements from the first one to behind the last one.
+    public var spannedCount: Int { count == 0 ? 0 : (rowCount - 1) &* rowStride &+ rowWidth }
+
+    /// Type and sizes as text.
+    var text: String { "\(dataType)\(shape)\(pitch.map { " pitch \($0)" } ?? "")" }
   }
 
   /// The operator.
@@ -50,8 +67,9 @@ public struct Problem: Sendable {
 
   /// The problem of a node all of whose types are known.
   ///
+  /// - Parameter pitches: Those of the values that lie with gaps between their rows.
   /// - Throws: `internal` when a size is open or a value is not a tensor.
-  public init(_ node: Node, in graph: Graph) throws(ApusError) {
+  public init(_ node: Node, in graph: Graph, pitches: [ValueID: Int] = [:]) throws(ApusError) {
     func operand(_ id: ValueID) throws(ApusError) -> Operand {
       let value = graph[id]
       guard let type = value.type.tensor, let shape = type.shape else {
@@ -60,7 +78,8 @@ public struct Problem: Sendable {
           location: node.location)
       }
       return Operand(
-        dataType: type.dataType, shape: shape, constant: value.constant, packing: value.packing)
+        dataType: type.dataType, shape: shape, constant: value.constant, packing: value.packing,
+        pitch: pitches[id])
     }
     var inputs: [Operand?] = []
     for input in node.inputs { inputs.append(try input.map(operand)) }
@@ -82,15 +101,20 @@ public struct Problem: Sendable {
   /// The arithmetic and memory cost.
   public var cost: Cost { op.cost(inputs: inputTypes, outputs: outputTypes) }
 
+  /// The key with the orders in which constants are stored: what a compiled kernel is for.
+  public var storedKey: String {
+    "\(key)|\(inputs.map { "\($0?.packing?.description ?? "")" }.joined(separator: ","))"
+  }
+
   private static func key(_ op: any Operator, _ inputs: [Operand?], _ outputs: [Operand]) -> String {
     let operands = inputs.map { input in
       guard let input else { return "_" }
-      let type = "\(input.dataType)\(input.shape)"
+      let type = input.text
       guard let constant = input.constant else { return type }
       let isParameter = constant.dataType.isInteger && constant.count <= 16 && input.packing == nil
       return isParameter ? "\(type)=\(constant.integers())" : "const \(type)"
     }
-    let results = outputs.map { "\($0.dataType)\($0.shape)" }
+    let results = outputs.map(\.text)
     let text =
       "\(OperatorText.text(op))(\(operands.joined(separator: ", "))) -> \(results.joined(separator: ", "))"
     return text.replacing("\n", with: " ")

@@ -40,6 +40,17 @@ public struct TacticConfiguration: Hashable, Sendable, CustomStringConvertible,
   }
 }
 
+/// Which tensors of a problem a tactic takes with gaps between their rows (`Problem.Operand.pitch`).
+public struct PitchSupport: OptionSet, Sendable {
+  public let rawValue: Int
+  public init(rawValue: Int) { self.rawValue = rawValue }
+
+  /// Operands, as far as `support` does not refuse them.
+  public static let operands = PitchSupport(rawValue: 1)
+  /// Results. Nothing is written between their rows.
+  public static let results = PitchSupport(rawValue: 2)
+}
+
 /// A way to compute a class of problems: says which it takes, offers configurations, compiles kernels.
 public protocol Tactic: Sendable {
   /// The first part of the tactic id, for example `cpu.conv2d.f32.gemm`.
@@ -49,6 +60,8 @@ public protocol Tactic: Sendable {
   var source: String { get }
   /// Raised whenever generated code or packing changes, which makes old timings stale.
   var version: Int { get }
+  /// What may lie with gaps between its rows; problems that have more such tensors are not offered.
+  var pitches: PitchSupport { get }
   /// Whether the tactic takes the problem.
   func support(_ problem: Problem) -> Support
   /// The configurations worth trying, the best guess first; never empty for a supported problem.
@@ -66,6 +79,7 @@ public protocol Tactic: Sendable {
 
 extension Tactic {
   public var version: Int { 1 }
+  public var pitches: PitchSupport { [] }
   public func configurations(_ problem: Problem) -> [TacticConfiguration] {
     [TacticConfiguration()]
   }

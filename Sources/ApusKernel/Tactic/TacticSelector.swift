@@ -34,6 +34,10 @@ public struct TacticSelector: Sendable {
           Refusal(tactic: tactic.name, reason: "source '\(tactic.source)' is switched off"))
         continue
       }
+      if let reason = pitchConflict(problem, tactic) {
+        refusals.append(Refusal(tactic: tactic.name, reason: reason))
+        continue
+      }
       if case .no(let reason) = tactic.support(problem) {
         refusals.append(Refusal(tactic: tactic.name, reason: reason))
         continue
@@ -60,6 +64,16 @@ public struct TacticSelector: Sendable {
   /// The choice with this id, if it takes the problem.
   public func choice(id: String, for problem: Problem) -> TacticChoice? {
     candidates(problem).choices.first { $0.id == id }
+  }
+
+  private func pitchConflict(_ problem: Problem, _ tactic: any Tactic) -> String? {
+    if !tactic.pitches.contains(.results), problem.outputs.contains(where: { $0.pitch != nil }) {
+      return "rows of a result do not follow each other"
+    }
+    if !tactic.pitches.contains(.operands), problem.inputs.contains(where: { $0?.pitch != nil }) {
+      return "rows of an operand do not follow each other"
+    }
+    return nil
   }
 
   private func packingConflict(_ problem: Problem, _ choice: TacticChoice) -> String? {

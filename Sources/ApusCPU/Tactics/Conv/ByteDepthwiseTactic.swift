@@ -10,6 +10,7 @@ import ApusOps
 struct ByteDepthwiseTactic: Tactic {
   let name = "cpu.conv.u8s8.depthwise"
   let source = "jit"
+  let pitches: PitchSupport = .results
   let pool: ThreadPool
 
   func support(_ problem: Problem) -> Support {
@@ -40,7 +41,7 @@ struct ByteDepthwiseTactic: Tactic {
     }
     let plan = try ByteWindowPlan(
       conv.shape, epilogue: conv.anchored.epilogue, operands: conv.anchored.extras,
-      types: conv.types, padValue: conv.padValue)
+      types: conv.types, padValue: conv.padValue, resultPitch: conv.resultPitch)
     return ByteDepthwiseKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }

@@ -12,6 +12,10 @@ struct ConvProblem {
   let shape: ConvShape
   let types: ProductTypes
   let padValue: Int
+  /// Elements from one pixel of the input to the next, if there are gaps between them.
+  let inputPitch: Int?
+  /// The same for the result.
+  let resultPitch: Int?
 
   /// Reads a problem.
   ///
@@ -30,6 +34,9 @@ struct ConvProblem {
     guard x.shape.count == 3 || x.shape.count == 4 else {
       return .failure("\(x.shape.count - 2) spatial axes")
     }
+    guard problem.inputs.dropFirst().allSatisfy({ $0?.pitch == nil }) else {
+      return .failure("rows of an extra operand do not follow each other")
+    }
     guard problem.outputs[0].count > 0, x.count > 0, w.count > 0 else {
       return .failure("empty operands")
     }
@@ -37,7 +44,8 @@ struct ConvProblem {
       return .failure("sizes that the kernels do not take")
     }
     return .success(
-      ConvProblem(anchored: anchored, shape: shape, types: types, padValue: op.padValue))
+      ConvProblem(anchored: anchored, shape: shape, types: types, padValue: op.padValue,
+        inputPitch: x.pitch, resultPitch: problem.outputs[0].pitch))
   }
 
   /// A reason, as an error so that `Result` can carry it.

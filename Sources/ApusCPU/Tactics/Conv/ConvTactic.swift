@@ -10,6 +10,7 @@ import ApusOps
 struct ConvTactic: Tactic {
   let name = "cpu.conv.f32.gemm"
   let source = "jit"
+  let pitches: PitchSupport = [.operands, .results]
   let isa: ISA
   let pool: ThreadPool
 
@@ -66,7 +67,8 @@ struct ConvTactic: Tactic {
     }
     let plan = try ConvPlan(
       conv.shape, tile: GemmTile(configuration), isa: isa, epilogue: conv.anchored.epilogue,
-      operands: conv.anchored.extras, types: conv.types, padValue: conv.padValue)
+      operands: conv.anchored.extras, types: conv.types, padValue: conv.padValue,
+      inputPitch: conv.inputPitch, resultPitch: conv.resultPitch)
     return ConvKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }

@@ -10,6 +10,7 @@ import ApusOps
 struct DepthwiseTactic: Tactic {
   let name = "cpu.conv.f32.depthwise"
   let source = "jit"
+  let pitches: PitchSupport = [.operands, .results]
   let isa: ISA
   let pool: ThreadPool
 
@@ -38,7 +39,8 @@ struct DepthwiseTactic: Tactic {
     let plan = try WindowPlan(
       .depthwise, conv.shape, isa: isa, epilogue: conv.anchored.epilogue,
       operands: conv.anchored.extras, types: conv.types,
-      inputType: conv.types.kind == .bfloat16 ? .bfloat16 : .float32)
+      inputType: conv.types.kind == .bfloat16 ? .bfloat16 : .float32,
+      inputPitch: conv.inputPitch, resultPitch: conv.resultPitch)
     return WindowTacticKernel(
       plan: plan, weightArgument: 1, argumentCount: problem.inputs.count, extrasFrom: 2, pool: pool)
   }

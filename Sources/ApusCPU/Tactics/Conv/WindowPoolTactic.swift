@@ -11,6 +11,7 @@ import ApusOps
 struct WindowPoolTactic: Tactic {
   let name = "cpu.pool.f32.window"
   let source = "jit"
+  let pitches: PitchSupport = [.operands, .results]
   let isa: ISA
   let pool: ThreadPool
 
@@ -74,7 +75,8 @@ struct WindowPoolTactic: Tactic {
     return WindowTacticKernel(
       plan: try WindowPlan(
         mode, shape, isa: isa, types: ProductTypes(.float32, result: problem.outputs[0].dataType),
-        inputType: problem.outputs[0].dataType), weightArgument: nil, argumentCount: 1,
-      extrasFrom: 1, pool: pool)
+        inputType: problem.outputs[0].dataType, inputPitch: problem.inputs[0]?.pitch,
+        resultPitch: problem.outputs[0].pitch),
+      weightArgument: nil, argumentCount: 1, extrasFrom: 1, pool: pool)
   }
 }

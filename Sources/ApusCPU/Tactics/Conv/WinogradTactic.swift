@@ -13,6 +13,7 @@ import ApusKernel
 struct WinogradTactic: Tactic {
   let name = "cpu.conv.f32.winograd"
   let source = "jit"
+  let pitches: PitchSupport = [.operands, .results]
   let isa: ISA
   let pool: ThreadPool
 
@@ -115,7 +116,8 @@ struct WinogradTactic: Tactic {
     let plan = try WinogradPlan(
       conv.shape, m: configuration["m"] ?? 4, tile: GemmTile(configuration),
       blockBytes: (configuration["kb"] ?? 640) * 1024, isa: isa, epilogue: conv.anchored.epilogue,
-      operands: conv.anchored.extras, types: conv.types, padValue: conv.padValue)
+      operands: conv.anchored.extras, types: conv.types, padValue: conv.padValue,
+      inputPitch: conv.inputPitch, resultPitch: conv.resultPitch)
     return WinogradTacticKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }

@@ -10,6 +10,7 @@ import ApusOps
 struct MatMulTactic: Tactic {
   let name = "cpu.gemm.f32.packed"
   let source = "jit"
+  let pitches: PitchSupport = .results
   let isa: ISA
   let pool: ThreadPool
 
@@ -76,8 +77,8 @@ struct MatMulTactic: Tactic {
       throw ApusError(.internalError, "not a product")
     }
     let plan = try GemmPlan(
-      m: sizes.m, n: sizes.n, k: sizes.k, lda: sizes.k, ldc: sizes.n,
-      tile: GemmTile(configuration), isa: isa, epilogue: anchored.epilogue,
+      m: sizes.m, n: sizes.n, k: sizes.k, lda: sizes.k,
+      ldc: problem.outputs[0].rowStride, ldo: sizes.n, tile: GemmTile(configuration), isa: isa, epilogue: anchored.epilogue,
       operands: anchored.extras, types: types)
     return MatMulKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }

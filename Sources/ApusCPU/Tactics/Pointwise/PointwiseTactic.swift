@@ -12,6 +12,7 @@ import ApusTensor
 struct PointwiseTactic: Tactic {
   let name = "cpu.pointwise.f32"
   let source = "jit"
+  let pitches: PitchSupport = [.operands, .results]
   let isa: ISA
   let pool: ThreadPool
 
@@ -46,7 +47,9 @@ struct PointwiseTactic: Tactic {
   func inPlaceInputs(_ problem: Problem) -> [Int] {
     let result = problem.outputs[0]
     return problem.inputs.indices.filter { index in
-      guard let input = problem.inputs[index] else { return false }
+      guard let input = problem.inputs[index], input.pitch == nil, result.pitch == nil else {
+        return false
+      }
       return input.shape == result.shape && input.dataType.bitWidth == result.dataType.bitWidth
     }
   }
@@ -57,12 +60,47 @@ struct PointwiseTactic: Tactic {
     guard let expression = expression(problem) else {
       throw ApusError(.internalError, "not a pointwise operator")
     }
+    if Self.hasGaps(problem) { return try compileRows(problem, expression) }
     let blocks = BroadcastBlocks(
       operands: problem.inputs.map { $0?.shape ?? [] }, result: problem.outputs[0].shape)
     let kernel = try PointwiseKernel(
       expression, operands: blocks.kinds, types: types(problem), isa: isa)
     return PointwiseRegionKernel(
       kernel: kernel, blocks: blocks, types: types(problem), pool: pool)
+  }
+
+  /// Whether there are gaps between the rows of an operand or of the result.
+  private static func hasGaps(_ problem: Problem) -> Bool {
+    problem.outputs[0].pitch != nil || problem.inputs.contains { $0?.pitch != nil }
+  }
+
+  private func compileRows(_ problem: Problem, _ expression: ScalarExpr) throws(ApusError)
+    -> any Kernel
+  {
+    let result = problem.outputs[0]
+    var kinds: [PointwiseKernel.OperandKind] = []
+    var steps: [Int] = []
+    for input in problem.inputs.compactMap({ $0 }) {
+      if input.shape == result.shape {
+        kinds.append(.contiguous)
+        steps.append(input.rowStride)
+        continue
+      }
+      let isRow = input.count == result.rowWidth && input.rowWidth == result.rowWidth
+      guard input.count == 1 || isRow else {
+        throw ApusError(
+          .notYetSupported,
+          "beside rows with gaps between them, an operand of neither one row nor the result's shape")
+      }
+      kinds.append(input.count == 1 ? .scalar : .period(result.rowWidth))
+      steps.append(0)
+    }
+    let rows = PointwiseKernel.Rows(
+      width: result.rowWidth, steps: steps, resultStep: result.rowStride)
+    return PointwiseRegionKernel(
+      kernel: try PointwiseKernel(
+        expression, operands: kinds, types: types(problem), rows: rows, isa: isa),
+      blocks: BroadcastBlocks(kinds: kinds, count: result.count), types: types(problem), pool: pool)
   }
 
   private func types(_ problem: Problem) -> PointwiseKernel.Types {
@@ -97,6 +135,14 @@ struct BroadcastBlocks: Sendable {
       let strides = CopyPlan.rowMajorStrides(shape)
       return (0..<split).map { shape[$0] == 1 ? 0 : strides[$0] }
     }
+  }
+
+  /// One block.
+  init(kinds: [PointwiseKernel.OperandKind], count: Int) {
+    self.kinds = kinds
+    blockCount = count
+    outerSizes = []
+    outerStrides = kinds.map { _ in [] }
   }
 
   private static func kind(_ operand: [Int], _ result: [Int]) -> PointwiseKernel.OperandKind? {

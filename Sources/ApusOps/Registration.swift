@@ -12,6 +12,7 @@ func registerConvolution(_ registry: inout OperatorRegistry) {
   registry.register(AveragePool.self)
   registry.register(LpPool.self)
   registry.register(ConvTranspose.self)
+  registry.register(PhasedConvTranspose.self)
   registry.register(Einsum.self)
   registry.register(Det.self)
 }

@@ -7,8 +7,11 @@ import Testing
 
 /// Recurrent layers in generated code against the reference.
 @Suite struct RecurrentTests {
+  private enum Cell: CaseIterable, Sendable { case lstm, gru, resettingGRU }
+
   private struct Case: CustomStringConvertible, Sendable {
-    var isLSTM: Bool
+    var cell: Cell
+    var isLSTM: Bool { cell == .lstm }
     var steps = 3
     var batch = 2
     var inputs = 5
@@ -18,21 +21,21 @@ import Testing
     var hasStates = true
     var activations: [String] = []
     var description: String {
-      "\(isLSTM ? "LSTM" : "GRU") \(steps)x\(batch)x\(inputs) -> \(hidden) \(direction) \(hasBias) \(hasStates)"
+      "\(cell) \(steps)x\(batch)x\(inputs) -> \(hidden) \(direction) \(hasBias) \(hasStates)"
     }
   }
 
-  private static let cases: [Case] = [true, false].flatMap { isLSTM -> [Case] in
+  private static let cases: [Case] = Cell.allCases.flatMap { cell -> [Case] in
     [
-      Case(isLSTM: isLSTM), Case(isLSTM: isLSTM, steps: 1, batch: 1, inputs: 257, hidden: 128),
-      Case(isLSTM: isLSTM, steps: 9, batch: 1, hidden: 16, direction: .reverse),
-      Case(isLSTM: isLSTM, direction: .bidirectional), Case(isLSTM: isLSTM, hasBias: false),
-      Case(isLSTM: isLSTM, hasStates: false),
-      Case(isLSTM: isLSTM, steps: 4, batch: 17, inputs: 33, hidden: 65, direction: .bidirectional),
-      Case(isLSTM: isLSTM, steps: 2, batch: 1, inputs: 1, hidden: 1),
+      Case(cell: cell), Case(cell: cell, steps: 1, batch: 1, inputs: 257, hidden: 128),
+      Case(cell: cell, steps: 9, batch: 1, hidden: 16, direction: .reverse),
+      Case(cell: cell, direction: .bidirectional), Case(cell: cell, hasBias: false),
+      Case(cell: cell, hasStates: false),
+      Case(cell: cell, steps: 4, batch: 17, inputs: 33, hidden: 65, direction: .bidirectional),
+      Case(cell: cell, steps: 2, batch: 1, inputs: 1, hidden: 1),
       Case(
-        isLSTM: isLSTM, direction: .bidirectional,
-        activations: isLSTM
+        cell: cell, direction: .bidirectional,
+        activations: cell == .lstm
           ? ["Sigmoid", "Tanh", "Tanh", "sigmoid", "tanh", "tanh"]
           : ["Sigmoid", "Tanh", "sigmoid", "tanh"]),
     ]
@@ -65,7 +68,7 @@ import Testing
       results = try b.apply(LSTM(attributes), [x, w, r, bias, nil, h, cell], outputCount: 3)
     } else {
       results = try b.apply(
-        GRU(attributes, linearBeforeReset: true), [x, w, r, bias, nil, h], outputCount: 2)
+        GRU(attributes, linearBeforeReset: c.cell == .gru), [x, w, r, bias, nil, h], outputCount: 2)
     }
     let graph = try b.finish(outputs: results.enumerated().map { ("y\($0)", $1) })
     return (graph, inputs)
@@ -103,7 +106,7 @@ import Testing
     let x = b.input("x", .float32, [3, 1, 4])
     let w = b.constant("w", try generator.tensor(.float32, shape: [1, 15, 4]))
     let r = b.constant("r", try generator.tensor(.float32, shape: [1, 15, 5]))
-    let y = try b.apply(GRU(RecurrentAttributes(hiddenSize: 5)), [x, w, r], outputCount: 2)
+    let y = try b.apply(GRU(RecurrentAttributes(hiddenSize: 5, activations: ["Sigmoid", "Relu"])), [x, w, r], outputCount: 2)
     let graph = try b.finish(outputs: [("y", y[0])])
     let input = try generator.tensor(.float32, shape: [3, 1, 4])
     let want = try ReferenceInterpreter.run(graph, inputs: [.tensor(input)])[0].tensor?.doubles()

@@ -11,7 +11,7 @@ extension MicrokernelGenerator {
   private var bytesOfC: Int { ElementAccess.byteCount(shape.resultType) }
 
   func addressOfC(_ row: Int, _ column: Int) -> Address {
-    Address(.rcx, (row * shape.rowStrideOfC + column * isa.lanes) * bytesOfC)
+    Address(.rcx, (shape.rowsOfC[row] + column * isa.lanes) * bytesOfC)
   }
 
   /// The types of the epilogue's inputs: the sum, then the operands.
@@ -125,7 +125,7 @@ extension MicrokernelGenerator {
       let place = address.offset(column * isa.lanes * bytes)
       return tail(column) == nil ? .memory(place) : .tail(place)
     case .full:
-      let place = address.offset((row * shape.rowStrideOfOperands + column * isa.lanes) * bytes)
+      let place = address.offset((shape.rowsOfOperands[row] + column * isa.lanes) * bytes)
       return tail(column) == nil ? .memory(place) : .tail(place)
     }
   }
@@ -155,25 +155,38 @@ extension MicrokernelGenerator {
     registers.removeFirst(sums.count)
     prepareBytes()
     a.lea(.r11, Address(.rsp))
-    a.mov(.rax, rows)
-    let loop = a.here()
     let load = { (column: Int) -> Vec in
       let sum = sums[column % sums.count]
       a.vmovups(sum, Address(.r11, column * width.bytes))
       return sum
     }
-    try storeRow(0, free: registers, sum: load) { input, column in
-      operand(input, addresses[input], row: 0, column)
+    func storeNext() throws(ApusError) {
+      try storeRow(0, free: registers, sum: load) { input, column in
+        operand(input, addresses[input], row: 0, column)
+      }
     }
-    a.add(.r11, rowBytes)
-    a.add(.rcx, shape.rowStrideOfC * bytesOfC)
-    for (index, kind) in shape.operands.enumerated() where kind == .full {
-      a.add(
-        addresses[index],
-        shape.rowStrideOfOperands * ElementAccess.byteCount(shape.operandTypes[index]))
+    func advance(to row: Int) {
+      a.add(.r11, rowBytes)
+      a.add(.rcx, (shape.rowsOfC[row] - shape.rowsOfC[row - 1]) * bytesOfC)
+      let step = shape.rowsOfOperands[row] - shape.rowsOfOperands[row - 1]
+      for (index, kind) in shape.operands.enumerated() where kind == .full {
+        a.add(addresses[index], step * ElementAccess.byteCount(shape.operandTypes[index]))
+      }
     }
-    a.dec(.rax)
-    a.j(.notEqual, loop)
+    func isEven(_ places: [Int]) -> Bool { Set(zip(places.dropFirst(), places).map { $0 - $1 }).count <= 1 }
+    if isEven(shape.rowsOfC), isEven(shape.rowsOfOperands) {
+      a.mov(.rax, rows)
+      let loop = a.here()
+      try storeNext()
+      if rows > 1 { advance(to: 1) }
+      a.dec(.rax)
+      a.j(.notEqual, loop)
+    } else {
+      for row in 0..<rows {
+        if row > 0 { advance(to: row) }
+        try storeNext()
+      }
+    }
     a.add(.rsp, rows * rowBytes)
   }
 

@@ -64,9 +64,9 @@ package struct MicrokernelShape: Hashable, Sendable {
   package var masksB: Bool
   /// Columns of the last vector that exist.
   package var lastColumns: Int
-  /// Elements from one row of C to the next, and of full operands.
-  package var rowStrideOfC: Int
-  package var rowStrideOfOperands: Int
+  /// Where the rows of C start, in elements, and those of full operands.
+  package var rowsOfC: [Int]
+  package var rowsOfOperands: [Int]
   /// What happens to each element before it is stored for the last time.
   package var epilogue: ScalarExpr
   package var operands: [EpilogueOperand]

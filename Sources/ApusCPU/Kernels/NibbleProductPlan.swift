@@ -165,7 +165,8 @@ package final class NibbleProductPlan: Sendable {
         MicrokernelShape(
           rowOffsets: (0..<rows).map { $0 * 4 * shape.k }, vectors: (columns + 15) / 16,
           panelBytes: shape.vectors * 64, masksB: false, lastColumns: (columns - 1) % 16 + 1,
-          rowStrideOfC: shape.n, rowStrideOfOperands: shape.n, epilogue: epilogue, operands: extras, operandTypes: types.operands,
+          rowsOfC: (0..<rows).map { $0 * shape.n }, rowsOfOperands: (0..<rows).map { $0 * shape.n },
+          epilogue: epilogue, operands: extras, operandTypes: types.operands,
           resultType: types.result, kind: .float32, isa: .avx512))
     }
   }

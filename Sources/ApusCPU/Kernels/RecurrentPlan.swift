@@ -12,6 +12,8 @@ package final class RecurrentPlan: Sendable {
     case lstm
     /// The reset gate applied behind the product with the state.
     case gru
+    /// The reset gate applied to the state before its product.
+    case resettingGRU
 
     var gates: Int { self == .lstm ? 4 : 3 }
   }
@@ -75,7 +77,9 @@ package final class RecurrentPlan: Sendable {
   private let shape: Shape
   private let fromInputs: GemmPlan
   private let fromState: GemmPlan
-  /// The new cell state, for LSTM, and the new hidden state.
+  /// The candidate from the state behind its reset gate, where that is a product of its own.
+  private let fromReset: GemmPlan?
+  /// The new cell state of an LSTM or the reset state of a GRU, if any, and the new hidden state.
   private let kernels: [PointwiseKernel]
   /// Bytes of the packed weights of one direction.
   private let weightBytes: (input: Int, state: Int)
@@ -92,10 +96,16 @@ package final class RecurrentPlan: Sendable {
     fromInputs = try GemmPlan(
       m: shape.steps * batch, n: rows, k: shape.inputs, lda: shape.inputs, ldc: rows, tile: tile,
       isa: isa, epilogue: sum, operands: [.perColumn])
-    let isLSTM = shape.cell == .lstm
-    fromState = try GemmPlan(
-      m: batch, n: rows, k: hidden, lda: hidden, ldc: rows, tile: tile, isa: isa,
-      epilogue: isLSTM ? sum : .input(0), operands: isLSTM ? [.full] : [])
+    let width = tile.columns(isa)
+    let gateBytes = PackedMatrix.byteCount(k: hidden, n: hidden, nr: width)
+    func products(
+      _ columns: Int, _ epilogue: ScalarExpr, addsInputs: Bool, gates: Int = 1
+    ) throws(ApusError) -> GemmPlan {
+      try GemmPlan(
+        m: batch, n: columns, k: hidden, lda: hidden, ldc: rows, tile: tile, isa: isa,
+        epilogue: epilogue, operands: addsInputs ? [.full] : [],
+        batch: (0..<gates).map { GemmPlan.BatchMember(b: $0 * gateBytes / 4, c: $0 * hidden) })
+    }
     func kernel(_ expression: ScalarExpr, _ count: Int) throws(ApusError) -> PointwiseKernel {
       try PointwiseKernel(
         expression, operands: Array(repeating: .contiguous, count: count), isa: isa)
@@ -103,22 +113,33 @@ package final class RecurrentPlan: Sendable {
     func sigmoid(_ x: ScalarExpr) -> ScalarExpr { .unary(.sigmoid, x) }
     func tanh(_ x: ScalarExpr) -> ScalarExpr { .unary(.hyperbolicTangent, x) }
     let i = (0..<8).map(ScalarExpr.input)
-    if isLSTM {
+    switch shape.cell {
+    case .lstm:
+      fromState = try products(rows, sum, addsInputs: true)
+      fromReset = nil
       // Input, forget and cell gate, and the cell state; output gate and new cell state.
       kernels = [
         try kernel(sigmoid(i[1]) * i[3] + sigmoid(i[0]) * tanh(i[2]), 4),
         try kernel(sigmoid(i[0]) * tanh(i[1]), 2),
       ]
-    } else {
+    case .gru:
+      fromState = try products(rows, i[0], addsInputs: false)
+      fromReset = nil
       // Update, reset and hidden parts from the input, the same from the state, a bias, the state.
       let update = sigmoid(i[0] + i[3])
       let candidate = tanh(i[2] + sigmoid(i[1] + i[4]) * (i[5] + i[6]))
       kernels = [try kernel(candidate + update * (i[7] - candidate), 8)]
+    case .resettingGRU:
+      // Products give finished gates: update and reset, then the candidate.
+      fromState = try products(hidden, sigmoid(sum), addsInputs: true, gates: 2)
+      fromReset = try products(hidden, tanh(sum), addsInputs: true)
+      // Reset gate and state; update gate, candidate and state.
+      kernels = [try kernel(i[0] * i[1], 2), try kernel(i[1] + i[0] * (i[2] - i[1]), 3)]
     }
-    let width = tile.columns(isa)
     weightBytes = (
       PackedMatrix.byteCount(k: shape.inputs, n: rows, nr: width),
-      PackedMatrix.byteCount(k: hidden, n: rows, nr: width)
+      shape.cell == .resettingGRU
+        ? 3 * gateBytes : PackedMatrix.byteCount(k: hidden, n: rows, nr: width)
     )
     let gates = shape.steps * batch * rows
     let cell = gates + batch * rows
@@ -143,7 +164,7 @@ package final class RecurrentPlan: Sendable {
     let bias = o.bias.map { $0 + direction * 2 * rows }
     let sums = memory + places.bias
     // The reset gate of a GRU stands before the hidden part's second bias.
-    let both = shape.cell == .lstm ? rows : 2 * hidden
+    let both = shape.cell == .gru ? 2 * hidden : rows
     for row in 0..<rows { sums[row] = bias.map { $0[row] + (row < both ? $0[rows + row] : 0) } ?? 0 }
     let zeros = memory + places.zeros
     zeros.update(repeating: 0, count: stateCount)
@@ -166,19 +187,31 @@ package final class RecurrentPlan: Sendable {
       let y = o.y + (step * directions + direction) * stateCount * 4
       let part = inputs + step * batch * rows
       let gates = memory + places.gates
+      let stateWeights = o.recurrentWeights + direction * weightBytes.state
       withUnsafePointer(to: UnsafeRawPointer(part)) { operand in
         fromState.run(
-          a: state, b: o.recurrentWeights + direction * weightBytes.state, c: gates,
-          operands: shape.cell == .lstm ? operand : nil, pool: pool)
+          a: state, b: stateWeights, c: gates, operands: shape.cell == .gru ? nil : operand,
+          pool: pool)
+      }
+      if let fromReset {
+        // The place of a cell's state is free: there is none.
+        stepReset(gates, state, reset: cell, pool)
+        withUnsafePointer(to: UnsafeRawPointer(part + 2 * hidden)) { operand in
+          fromReset.run(
+            a: cell, b: stateWeights + weightBytes.state / 3 * 2, c: gates + 2 * hidden,
+            operands: operand, pool: pool)
+        }
       }
       for member in 0..<batch {
         let place = y + member * hidden * 4
-        if shape.cell == .lstm {
-          stepLSTM(gates + member * rows, cell + member * hidden, place, pool)
-        } else {
+        let before = state + member * hidden * 4
+        switch shape.cell {
+        case .lstm: stepLSTM(gates + member * rows, cell + member * hidden, place, pool)
+        case .gru:
           stepGRU(
-            part + member * rows, gates + member * rows, bias.map { $0 + rows + 2 * hidden } ?? UnsafePointer(zeros),
-            state + member * hidden * 4, place, pool)
+            part + member * rows, gates + member * rows,
+            bias.map { $0 + rows + 2 * hidden } ?? UnsafePointer(zeros), before, place, pool)
+        case .resettingGRU: mix(gates + member * rows, before, place, pool)
         }
       }
       state = UnsafeRawPointer(y)
@@ -221,6 +254,37 @@ package final class RecurrentPlan: Sendable {
       list[6] = UnsafeRawPointer(bias)
       list[7] = state
       kernels[0].run(list, result: y, count: hidden, pool: pool)
+    }
+  }
+
+  /// Multiplies the state of every member with its reset gate.
+  private func stepReset(
+    _ gates: UnsafePointer<Float>, _ state: UnsafeRawPointer, reset: UnsafeMutablePointer<Float>,
+    _ pool: ThreadPool
+  ) {
+    let hidden = shape.hidden
+    withUnsafeTemporaryAllocation(of: UnsafeRawPointer.self, capacity: 2) { operands in
+      guard let list = operands.baseAddress else { return }
+      for member in 0..<shape.batch {
+        list[0] = UnsafeRawPointer(gates + member * shape.rows + hidden)
+        list[1] = state + member * hidden * 4
+        kernels[0].run(list, result: reset + member * hidden, count: hidden, pool: pool)
+      }
+    }
+  }
+
+  /// The new state of one member: its update gate between the candidate and the state before.
+  private func mix(
+    _ gates: UnsafePointer<Float>, _ state: UnsafeRawPointer, _ y: UnsafeMutableRawPointer,
+    _ pool: ThreadPool
+  ) {
+    let hidden = shape.hidden
+    withUnsafeTemporaryAllocation(of: UnsafeRawPointer.self, capacity: 3) { operands in
+      guard let list = operands.baseAddress else { return }
+      list[0] = UnsafeRawPointer(gates)
+      list[1] = UnsafeRawPointer(gates + 2 * hidden)
+      list[2] = state
+      kernels[1].run(list, result: y, count: hidden, pool: pool)
     }
   }
 }

@@ -76,6 +76,8 @@ struct RowGenerator {
         let register = try reserve()
         if register != value { a.vmovups(register, value) }
         scalars.append(register)
+      case .export(let expression, let operand):
+        a.vmovss(Address(addresses[operand]), try scalar(expression, inputs))
       case .finish(let expression):
         single = true
         a.vmovss(Address(.rsi), try scalar(expression, inputs))
@@ -212,36 +214,12 @@ struct RowGenerator {
     combine(reducing, partial[index], counted, second, width)
   }
 
-  /// `total = total op other`, a NaN of either staying.
   private func combine(
     _ reduction: RowKernel.Reduction, _ total: Vec, _ other: Vec, _ scratch: Vec,
     _ width: VectorWidth
   ) {
-    let total = total.at(width)
-    let other = other.at(width)
-    let scratch = scratch.at(width)
-    switch reduction {
-    case .sum: a.vaddps(total, total, other)
-    case .product: a.vmulps(total, total, other)
-    case .maximum, .minimum:
-      // The hardware gives the second operand when either is NaN.
-      if isa == .avx512 {
-        a.vcmpps(Mask(1), total, total, .ordered)
-        if reduction == .maximum {
-          a.vmaxps(total, total, other, mask: Mask(1))
-        } else {
-          a.vminps(total, total, other, mask: Mask(1))
-        }
-      } else {
-        a.vcmpps(scratch, total, total, .unordered)
-        a.vblendvps(scratch, mask: scratch, other, total)
-        if reduction == .maximum {
-          a.vmaxps(total, total, scratch)
-        } else {
-          a.vminps(total, total, scratch)
-        }
-      }
-    }
+    a.combine(
+      reduction, total.at(width), other.at(width), scratch: scratch.at(width), isa: isa)
   }
 
   /// Combines the lanes of `total` and puts the result into all of them.
@@ -261,5 +239,35 @@ struct RowGenerator {
     a.vpermilps(scratch.at(.xmm), total.at(.xmm), 0b10_11_00_01)
     combine(reduction, total, scratch, spare, .xmm)
     a.vbroadcastss(total, total.at(.xmm))
+  }
+}
+
+extension Assembler {
+  /// `total = total op other`, a NaN of either staying; mask register 1 is overwritten.
+  func combine(
+    _ reduction: RowKernel.Reduction, _ total: Vec, _ other: Vec, scratch: Vec, isa: ISA
+  ) {
+    switch reduction {
+    case .sum: vaddps(total, total, other)
+    case .product: vmulps(total, total, other)
+    case .maximum, .minimum:
+      // The hardware gives the second operand when either is NaN.
+      if isa == .avx512 {
+        vcmpps(Mask(1), total, total, .ordered)
+        if reduction == .maximum {
+          vmaxps(total, total, other, mask: Mask(1))
+        } else {
+          vminps(total, total, other, mask: Mask(1))
+        }
+      } else {
+        vcmpps(scratch, total, total, .unordered)
+        vblendvps(scratch, mask: scratch, other, total)
+        if reduction == .maximum {
+          vmaxps(total, total, scratch)
+        } else {
+          vminps(total, total, scratch)
+        }
+      }
+    }
   }
 }

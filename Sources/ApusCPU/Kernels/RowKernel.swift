@@ -23,6 +23,16 @@ package final class RowKernel: Sendable {
       case .minimum: .infinity
       }
     }
+
+    /// Two partial results as one; a NaN stays.
+    func combine(_ a: Float, _ b: Float) -> Float {
+      switch self {
+      case .sum: a + b
+      case .product: a * b
+      case .maximum: a.isNaN || b.isNaN ? .nan : max(a, b)
+      case .minimum: a.isNaN || b.isNaN ? .nan : min(a, b)
+      }
+    }
   }
 
   /// One step of a row's work.
@@ -37,6 +47,8 @@ package final class RowKernel: Sendable {
     case storeAndReduce(ScalarExpr, Reduction)
     /// Stores one element for the row; the result then has one column.
     case finish(ScalarExpr)
+    /// Writes a value of the row to the one element of a scalar operand.
+    case export(ScalarExpr, operand: Int)
   }
 
   /// How an operand is indexed.
@@ -49,12 +61,12 @@ package final class RowKernel: Sendable {
     case scalar
   }
 
-  private let memory: ExecutableMemory
+  fileprivate let memory: ExecutableMemory
   private let columns: Int
   private let resultBytes: Int
 
   /// `(operand addresses, result, rows, first row)`
-  private typealias Code = @convention(c) (
+  fileprivate typealias Code = @convention(c) (
     UnsafePointer<UnsafeRawPointer>, UnsafeMutableRawPointer, Int, Int
   ) -> Void
 
@@ -89,6 +101,13 @@ package final class RowKernel: Sendable {
       let first = task * perTask
       code(operands, result + first * resultBytes, min(perTask, rows - first), first)
     }
+  }
+}
+
+extension RowKernel {
+  /// Works through one row, the operands' and the result's rows being at these addresses.
+  func runOne(_ operands: UnsafePointer<UnsafeRawPointer>, result: UnsafeMutableRawPointer) {
+    memory.function(as: Code.self)(operands, result, 1, 0)
   }
 }
 

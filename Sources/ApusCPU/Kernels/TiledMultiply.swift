@@ -45,6 +45,8 @@ package final class TiledMultiply: Sendable {
     package var row: Int
     /// Which of the row patterns it has.
     package var pattern: Int
+    /// Elements from the start of C to that row, where rows of C are not simply one behind the other.
+    package var placeInC: Int?
   }
 
   /// A stretch of K that is finished for a whole block of rows before the next one starts.
@@ -64,6 +66,8 @@ package final class TiledMultiply: Sendable {
     package var tiles: [Tile]
     /// Byte offsets of a tile's rows in A, for each pattern.
     package var patterns: [[Int]]
+    /// Where the rows of C of each pattern start, in elements; without it, they are `ldc` apart.
+    package var patternsOfC: [[Int]]?
     package var offsets: [Int]
     package var blocks: [KBlock]
     /// Words of K in all.
@@ -81,6 +85,8 @@ package final class TiledMultiply: Sendable {
     package var types: ProductTypes
     /// Independent products of the same sizes: groups of a convolution, members of a batch.
     package var groups = [Group()]
+    /// Whether the groups read the same part of A, which then stays in cache from one to the next.
+    package var groupsShareRows = false
     /// Terms lie one after the other for the rows, and the columns of whole panels, of all groups.
     package var terms = SumTerms()
 
@@ -152,15 +158,16 @@ package final class TiledMultiply: Sendable {
     var kernels: [Microkernel] = []
     for last in [false, true] {
       if !last && panels == 1 { continue }
-      for pattern in plan.patterns {
+      for (index, pattern) in plan.patterns.enumerated() {
         let columns = last ? lastColumns : plan.nr
         kernels.append(
           try Microkernel(
             MicrokernelShape(
               rowOffsets: pattern, vectors: (columns + lanes - 1) / lanes,
               panelBytes: panelBytes, masksB: plan.ldb != nil,
-              lastColumns: (columns - 1) % lanes + 1, rowStrideOfC: plan.ldc,
-              rowStrideOfOperands: plan.ldo,
+              lastColumns: (columns - 1) % lanes + 1,
+              rowsOfC: plan.patternsOfC?[index] ?? pattern.indices.map { $0 * plan.ldc },
+              rowsOfOperands: plan.patternsOfC?[index] ?? pattern.indices.map { $0 * plan.ldo },
               epilogue: plan.epilogue, operands: plan.operands,
               operandTypes: plan.types.operands, resultType: plan.types.result,
               kind: plan.types.kind, isa: plan.isa, linesAhead: linesAhead, terms: plan.terms)))
@@ -231,8 +238,9 @@ package final class TiledMultiply: Sendable {
     _ terms: Terms
   ) {
     let columnTask = task % tasks.panelTasks
-    let block = task / tasks.panelTasks % tasks.blocksOfRows
-    let group = task / tasks.panelTasks / tasks.blocksOfRows
+    let (slow, fast) = (task / tasks.panelTasks).quotientAndRemainder(
+      dividingBy: plan.groupsShareRows ? plan.groups.count : tasks.blocksOfRows)
+    let (group, block) = plan.groupsShareRows ? (fast, slow) : (slow, fast)
     let words = Microkernel.Argument.operands + plan.operands.count
     withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { arguments in
       guard let arguments = arguments.baseAddress else { return }
@@ -300,13 +308,14 @@ package final class TiledMultiply: Sendable {
           let row = firstRow + tile.row
           let place = column + group.c
           arguments[Argument.a] = a &+ tile.offsetInA
-          arguments[Argument.c] = c &+ (row * plan.ldc + place) * bytesOfC
+          arguments[Argument.c] = c &+ ((tile.placeInC ?? row * plan.ldc) + place) * bytesOfC
           arguments[Argument.rowTerms] = terms.rows + tile.row * 4
           if let operands {
             for position in 0..<fullOperands.count {
               let operand = fullOperands.base[position]
               arguments[Argument.operands + operand.index] =
-                Int(bitPattern: operands[operand.index]) + (row * plan.ldo + place) * operand.byteCount
+                Int(bitPattern: operands[operand.index])
+                + ((tile.placeInC ?? row * plan.ldo) + place) * operand.byteCount
             }
           }
           codes[tile.pattern](arguments)

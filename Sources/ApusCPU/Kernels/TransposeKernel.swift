@@ -12,8 +12,11 @@ package final class TransposeKernel: Sendable {
   private let columns: Int
   private let inStride: Int
   private let outStride: Int
+  /// Whether blocks below each other are done before those beside each other: lines of memory that are far
+  /// apart, and may all fall into one set of a cache, are then written as wholes.
+  private let goesDown: Bool
 
-  /// `(in, out)` of one block, both strides in bytes.
+  /// `(in, out, blocks)`: the first block's places, and how many there are in the direction of the loop.
   private typealias Code = @convention(c) (
     UnsafeRawPointer, UnsafeMutableRawPointer, Int
   ) -> Void
@@ -30,8 +33,10 @@ package final class TransposeKernel: Sendable {
     self.columns = columns
     self.inStride = inStride
     self.outStride = outStride
+    goesDown = outStride > inStride
     memory = try ExecutableMemory(
-      Self.generate(inStride: inStride * 4, outStride: outStride * 4), name: "transpose")
+      Self.generate(inStride: inStride * 4, outStride: outStride * 4, goesDown: goesDown),
+      name: "transpose")
   }
 
   /// Transposes one matrix on the calling thread.
@@ -56,10 +61,25 @@ package final class TransposeKernel: Sendable {
   ) {
     let code = memory.function(as: Code.self)
     let blocks = columns / 8
-    var row = range.lowerBound
-    while row + 8 <= range.upperBound {
-      if blocks > 0 { code(input + row * inStride * 4, output + row * 4, blocks) }
-      row += 8
+    let row = range.lowerBound + range.count / 8 * 8
+    if goesDown {
+      for first in stride(from: range.lowerBound, to: row, by: Self.rowsDown) {
+        let count = (min(row, first + Self.rowsDown) - first) / 8
+        for block in 0..<blocks {
+          code(
+            input + (first * inStride + block * 8) * 4, output + (block * 8 * outStride + first) * 4,
+            count)
+        }
+      }
+    } else {
+      for start in stride(from: 0, to: blocks, by: Self.blocksAcross) {
+        let count = min(blocks - start, Self.blocksAcross)
+        for first in stride(from: range.lowerBound, to: row, by: 8) {
+          code(
+            input + (first * inStride + start * 8) * 4, output + (start * 8 * outStride + first) * 4,
+            count)
+        }
+      }
     }
     // The edges: rows behind the last block, columns behind the last block.
     let from = input.assumingMemoryBound(to: Float.self)
@@ -70,8 +90,17 @@ package final class TransposeKernel: Sendable {
     }
   }
 
-  /// Eight rows, going over `rdx` blocks of eight columns.
-  private static func generate(inStride: Int, outStride: Int) throws(ApusError) -> [UInt8] {
+  /// Rows that are finished before the next ones: the second half of a line is still in the first-level
+  /// cache when its turn comes, even where lines share few sets.
+  private static let rowsDown = 64
+  /// Blocks of columns that are finished in all rows before the next ones: the lines they write stay in the
+  /// second-level cache.
+  private static let blocksAcross = 32
+
+  /// `rdx` blocks of eight rows and columns.
+  private static func generate(inStride: Int, outStride: Int, goesDown: Bool) throws(ApusError)
+    -> [UInt8]
+  {
     let a = Assembler()
     func y(_ number: Int) -> Vec { .ymm(number) }
     let loop = a.here()
@@ -94,8 +123,8 @@ package final class TransposeKernel: Sendable {
       a.vperm2f128(y(12 + column), y(column), y(column + 4), 0x31)
     }
     for column in 0..<8 { a.vmovups(Address(.rsi, column * outStride), y(8 + column)) }
-    a.add(.rdi, 32)
-    a.add(.rsi, 8 * outStride)
+    a.add(.rdi, goesDown ? 8 * inStride : 32)
+    a.add(.rsi, goesDown ? 32 : 8 * outStride)
     a.dec(.rdx)
     a.j(.notEqual, loop)
     a.vzeroupper()

@@ -76,7 +76,9 @@ struct AnchoredProblem {
     if anchor is BlockQuantizedMatMul, ElementAccess.supports(result, .current) {
       return ProductTypes(.float32, result: result, operands: extras)
     }
-    let sum = (anchor as? Conv)?.sumType ?? (anchor as? MatMul)?.sumType
+    let sum =
+      (anchor as? Conv)?.sumType ?? (anchor as? MatMul)?.sumType
+      ?? (anchor as? PhasedConvTranspose)?.plain.sumType
     guard inputs.count == 2, let a = inputs.first??.dataType, let b = inputs.last??.dataType,
       ElementAccess.supports(result, .current)
     else { return nil }

@@ -12,6 +12,7 @@ enum CPUTactics {
       SoftmaxTactic(pool: pool),
       LayerNormalizationTactic(pool: pool),
       ReduceTactic(pool: pool),
+      ExtremumTactic(pool: pool),
       PoolTactic(pool: pool),
     ]
     return generated(isa: isa, pool: pool) + native + [PortableTactic()]
@@ -26,6 +27,7 @@ enum CPUTactics {
       ComputedMatMulTactic(pool: pool),
       ConvTactic(isa: isa, pool: pool),
       WinogradTactic(isa: isa, pool: pool),
+      ConvTransposeTactic(isa: isa, pool: pool),
       DepthwiseTactic(isa: isa, pool: pool),
       ByteDepthwiseTactic(pool: pool),
       StripTactic(isa: isa, pool: pool),
@@ -34,6 +36,8 @@ enum CPUTactics {
       WindowPoolTactic(isa: isa, pool: pool),
       PointwiseTactic(isa: isa, pool: pool),
       GeneratedRowTactic(isa: isa, pool: pool),
+      SplitRowTactic(isa: isa, pool: pool),
+      ReductionTactic(isa: isa, pool: pool),
       LRNTactic(isa: isa, pool: pool),
       TransposeTactic(isa: isa, pool: pool),
       InterleaveTactic(pool: pool),

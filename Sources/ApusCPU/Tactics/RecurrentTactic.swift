@@ -18,7 +18,8 @@ struct RecurrentTactic: Tactic {
     let cell: RecurrentPlan.Cell
     switch problem.op {
     case let op as LSTM where op.isPlain: (recurrent, cell) = (op.recurrent, .lstm)
-    case let op as GRU where op.isPlain: (recurrent, cell) = (op.recurrent, .gru)
+    case let op as GRU where op.isPlain:
+      (recurrent, cell) = (op.recurrent, op.linearBeforeReset ? .gru : .resettingGRU)
     default: return .failure("no recurrent cell with the usual activations")
     }
     guard recurrent.readsWeightsByInput else { return .failure("weights are computed") }
@@ -59,8 +60,10 @@ struct RecurrentTactic: Tactic {
     var result: [Int: PackedLayout] = [:]
     for index in [1, 2] {
       guard let shape = problem.inputs[index]?.shape, shape.count == 3 else { return [:] }
+      // Gates whose products are made at different times are matrices of their own.
+      let gates = index == 2 && (problem.op as? GRU)?.linearBeforeReset == false ? 3 : 1
       result[index] = PackedLayout(
-        batch: shape[1], rows: shape[0], columns: shape[2],
+        batch: shape[1] * gates, rows: shape[0], columns: shape[2] / gates,
         width: GemmTile(configuration).columns(isa))
     }
     return result

@@ -11,6 +11,7 @@ import ApusTensor
 struct TransposeTactic: Tactic {
   let name = "cpu.copy.transpose"
   let source = "jit"
+  let version = 2
   let isa: ISA
   let pool: ThreadPool
 

@@ -74,6 +74,7 @@ struct Pipeline {
       passes: [
         InferTypes(),
         FoldConstants(),
+        ReadReductionAxes(),
         InlineConstantConditions(),
         MergeCommonSubexpressions(),
         RemoveDeadNodes(),
@@ -107,6 +108,7 @@ struct Pipeline {
     phase: .channelsLast,
     passes: [
       ConvertToChannelsLast(),
+      SplitTransposedConvolutions(),
       PropagateTransposes(),
       ReadTransposedRightSides(),
       ReadRecurrentWeightsByInput(),

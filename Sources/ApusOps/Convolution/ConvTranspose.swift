@@ -8,7 +8,7 @@ import ApusTensor
 /// Transposed convolution (ONNX `ConvTranspose`): operands X `[N, C, spatial...]`, W
 /// `[C, OC/group, kernel...]` and an optional bias `[OC]`. Every input element adds its multiple of
 /// the kernel to the result. One to three spatial axes, channels first.
-public struct ConvTranspose: CostedOperator, TolerantOperator {
+public struct ConvTranspose: CostedOperator, TolerantOperator, SampledOperator {
   public static let name = "ConvTranspose"
   public var strides: [Int]
   public var dilations: [Int]
@@ -20,12 +20,16 @@ public struct ConvTranspose: CostedOperator, TolerantOperator {
   public var outputPadding: [Int]
   /// The result's spatial sizes, from which the pads then follow; empty when the pads decide.
   public var outputShape: [Int]
+  /// The type of the sums and the result, when it is not that of the operands.
+  public var sumType: DataType?
 
   /// Creates a transposed convolution; empty lists stand for ones and zeros.
   public init(
     strides: [Int] = [], dilations: [Int] = [], pads: [Int] = [], group: Int = 1,
-    autoPad: AutoPad = .notset, outputPadding: [Int] = [], outputShape: [Int] = []
+    autoPad: AutoPad = .notset, outputPadding: [Int] = [], outputShape: [Int] = [],
+    sumType: DataType? = nil
   ) {
+    self.sumType = sumType
     self.strides = strides
     self.dilations = dilations
     self.pads = pads
@@ -43,9 +47,16 @@ public struct ConvTranspose: CostedOperator, TolerantOperator {
     autoPad = try attributes.choice("auto_pad", AutoPad.notset)
     outputPadding = try attributes.ints("output_padding", [])
     outputShape = try attributes.ints("output_shape", [])
+    sumType = try SumType.read(&attributes)
   }
 
   public var attributes: Attributes {
+    var all = windowAttributes
+    if let sumType { all["sum_type"] = .type(sumType) }
+    return all
+  }
+
+  private var windowAttributes: Attributes {
     [
       "strides": .ints(strides), "dilations": .ints(dilations), "pads": .ints(pads),
       "group": .int(group), "auto_pad": .string(autoPad.rawValue),
@@ -104,11 +115,10 @@ public struct ConvTranspose: CostedOperator, TolerantOperator {
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let x = try inputs.tensor(0)
     let w = try inputs.tensor(1)
-    guard x.dataType == w.dataType, x.dataType.isFloat else {
-      throw ApusError(.typeMismatch, "input is \(x.dataType) but weights are \(w.dataType)")
-    }
+    let type = try SumType.check(x.dataType, w.dataType, sumType)
+    try inputs.requireFloat(0)
     try inputs.requireNumbers(ifGiven: 2)
-    guard let xDims = x.dims, let wDims = w.dims else { return [typed(x.dataType, nil)] }
+    guard let xDims = x.dims, let wDims = w.dims else { return [typed(type, nil)] }
     guard xDims.count == wDims.count, xDims.count >= 3, xDims.count <= 5 else {
       throw ApusError(
         .typeMismatch, "input \(x) and weights \(w) must have the same rank, three to five")
@@ -133,7 +143,7 @@ public struct ConvTranspose: CostedOperator, TolerantOperator {
     let spatial = try WindowInference.output(Array(xDims[2...]), kernel: kernel, inputs) {
       (sizes, extents) throws(ApusError) in try window(input: sizes, kernel: extents)
     }
-    return [typed(x.dataType, [xDims[0], channels] + spatial)]
+    return [typed(type, [xDims[0], channels] + spatial)]
   }
 
   public func operations(inputs: [TensorType?], outputs: [TensorType]) -> Double {
@@ -148,100 +158,51 @@ public struct ConvTranspose: CostedOperator, TolerantOperator {
   }
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
-    let inferred = try infer(InferenceInputs(types: inputs.map { $0?.type }))
-    let x = try inputs.required(0)
-    let w = try inputs.required(1)
-    let bias = try inputs.optional(2)?.doubles()
-    guard let shape = inferred.first?.tensor?.shape else {
+    [.tensor(try reference(inputs.map { $0?.tensor }).evaluate())]
+  }
+
+  public func evaluateSamples(_ inputs: [Tensor?], at linearIndices: [Int]) throws(ApusError)
+    -> [Double]
+  {
+    try reference(inputs).samples(at: linearIndices)
+  }
+
+  private func reference(_ inputs: [Tensor?]) throws(ApusError) -> ReferenceTransposedConvolution {
+    let values = inputs.map { $0.map { RuntimeValue.tensor($0) } }
+    let inferred = try infer(InferenceInputs(types: values.map { $0?.type }))
+    let x = try values.required(0)
+    let w = try values.required(1)
+    guard let result = inferred.first?.tensor, result.shape != nil else {
       throw ApusError(.typeMismatch, "no transposed convolution of \(x.type) with \(w.type)")
     }
-    let count = try Tensor.checkedCount(shape)
-    guard count > 0 else { return [.tensor(try Tensor(x.dataType, shape: shape))] }
-    let resolved = try window(input: Array(x.shape[2...]), kernel: Array(w.shape[2...]))
-    let scatter = TransposedScatter(x: x, w: w, window: resolved, group: group, shape: shape)
-    let channels = shape[1]
-    let positions = shape[2...].reduce(1, &*)
-    // Sums are collected channels last, where the inner loop is contiguous.
-    let sums = try scatter.sums(count: count)
-    var result = [Double](repeating: 0, count: count)
-    for n in 0..<shape[0] {
-      for c in 0..<channels {
-        let offset = bias?[c] ?? 0
-        for s in 0..<positions {
-          result[(n * channels + c) * positions + s] =
-            sums[(n * positions + s) * channels + c] + offset
+    return try ReferenceTransposedConvolution(
+      x: x, bias: values.optional(2), result: result, channelsLast: false, group: group,
+      window: window(input: Array(x.shape[2...]), kernel: Array(w.shape[2...])),
+      weights: Self.byOutput(w, group))
+  }
+
+  /// Elements `[C, OC/g, kernel...]` as `[OC, kernel..., C/g]`.
+  private static func byOutput(_ weights: Tensor, _ group: Int) -> [Double] {
+    let values = weights.doubles()
+    guard weights.count > 0 else { return values }
+    let (perGroup, inPerGroup) = (weights.shape[1], weights.shape[0] / group)
+    let taps = weights.count / (weights.shape[0] * perGroup)
+    var result = values
+    for c in 0..<weights.shape[0] {
+      for o in 0..<perGroup {
+        let output = c / inPerGroup * perGroup + o
+        for t in 0..<taps {
+          result[(output * taps + t) * inPerGroup + c % inPerGroup] =
+            values[(c * perGroup + o) * taps + t]
         }
       }
     }
-    return [.tensor(try Tensor(result, x.dataType, shape: shape))]
+    return result
   }
 }
 
-/// The scattering loop of a transposed convolution, with spatial axes made three.
-private struct TransposedScatter {
-  let x: Tensor
-  let w: Tensor
-  let window: Window
-  let group: Int
-  let shape: [Int]
-
-  func sums(count: Int) throws(ApusError) -> [Double] {
-    var sums = [Double](repeating: 0, count: count)
-    guard count > 0, x.count > 0, w.count > 0 else { return sums }
-    let (batch, channels, outChannels) = (shape[0], x.shape[1], shape[1])
-    let perGroup = outChannels / group
-    let inPerGroup = channels / group
-    let missing = 5 - x.rank
-    func padded(_ list: [Int], _ value: Int) -> [Int] {
-      Array(repeating: value, count: missing) + list
-    }
-    let input = padded(Array(x.shape[2...]), 1)
-    let kernel = padded(window.kernel, 1)
-    let strides = padded(window.strides, 1)
-    let dilations = padded(window.dilations, 1)
-    let begin = padded(window.begin, 0)
-    let output = padded(window.output, 1)
-    let taps = kernel.reduce(1, &*)
-    let positions = input.reduce(1, &*)
-    // [C, tap, OC/g]
-    let given = w.doubles()
-    var weights = given
-    for c in 0..<channels {
-      for o in 0..<perGroup {
-        for t in 0..<taps {
-          weights[(c * taps + t) * perGroup + o] = given[(c * perGroup + o) * taps + t]
-        }
-      }
-    }
-    let values = x.doubles()
-    sums.withUnsafeMutableBufferPointer { sums in
-      weights.withUnsafeBufferPointer { weights in
-        for n in 0..<batch {
-          for position in 0..<positions {
-            let place = [
-              position / (input[1] * input[2]), position / input[2] % input[1],
-              position % input[2],
-            ]
-            for tap in 0..<taps {
-              let a =
-                place[0] * strides[0] + tap / (kernel[1] * kernel[2]) * dilations[0] - begin[0]
-              let b = place[1] * strides[1] + tap / kernel[2] % kernel[1] * dilations[1] - begin[1]
-              let c = place[2] * strides[2] + tap % kernel[2] * dilations[2] - begin[2]
-              guard a >= 0, a < output[0], b >= 0, b < output[1], c >= 0, c < output[2] else {
-                continue
-              }
-              let at = (((n * output[0] + a) * output[1] + b) * output[2] + c) * outChannels
-              for channel in 0..<channels {
-                let factor = values[(n * channels + channel) * positions + position]
-                let target = at + channel / inPerGroup * perGroup
-                let source = (channel * taps + tap) * perGroup
-                for o in 0..<perGroup { sums[target + o] += factor * weights[source + o] }
-              }
-            }
-          }
-        }
-      }
-    }
-    return sums
+extension ConvTranspose: BatchwiseOperator {
+  public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
+    operands.onlyFirstIsBatched
   }
 }

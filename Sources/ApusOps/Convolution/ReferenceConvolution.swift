@@ -62,7 +62,7 @@ struct ReferenceConvolution {
   }
 
   /// Elements as `[N, spatial..., C]`.
-  private static func channelsLast(_ tensor: Tensor, _ already: Bool) -> [Double] {
+  static func channelsLast(_ tensor: Tensor, _ already: Bool) -> [Double] {
     let values = tensor.doubles()
     guard !already, tensor.count > 0 else { return values }
     let channels = tensor.shape[1]

@@ -73,7 +73,7 @@ public struct GRU: CostedOperator {
   public var linearBeforeReset: Bool
 
   /// Whether it is a cell that kernels take.
-  public var isPlain: Bool { linearBeforeReset && recurrent.isPlain(Self.activations) }
+  public var isPlain: Bool { recurrent.isPlain(Self.activations) }
 
   /// Creates the operator.
   public init(_ recurrent: RecurrentAttributes, linearBeforeReset: Bool = false) {

@@ -197,6 +197,13 @@ public struct UseBFloat16: Pass {
       conv.sumType = .float32
       return conv
     }
+    if var conv = node.op as? ConvTranspose, conv.sumType == nil {
+      guard weights.shape[0] / max(1, conv.group) % 2 == 0,
+        SplitTransposedConvolutions.phased(conv, weights, spatial: []) != nil
+      else { return nil }
+      conv.sumType = .float32
+      return conv
+    }
     if let product = node.op as? MatMul, product.sumType == nil, weights.rank == 2,
       weights.shape[0] % 2 == 0
     {

@@ -134,6 +134,27 @@ import Testing
     try check(graph, copies: 0)
   }
 
+  /// As DenseNet is written where lists of tensors are handed on.
+  @Test func longerConcatenationsHoldShorterOnes() throws {
+    let graph = try network { b, x in
+      var parts = [try convolution(&b, x, 17, 24), try convolution(&b, x, 17, 7, kernel: 3)]
+      var channels = 31
+      for _ in 0..<3 {
+        let all = try b.apply(Concat(axis: 1), parts)
+        let inner = try convolution(&b, try scaled(&b, all, channels), channels, 20)
+        parts.append(try convolution(&b, inner, 20, 12, kernel: 3))
+        channels += 12
+      }
+      let last = try b.apply(Concat(axis: 1), Array(parts[1...3]))
+      let all = try b.apply(Concat(axis: 1), parts)
+      return [
+        try convolution(&b, try scaled(&b, all, channels), channels, 5),
+        try convolution(&b, last, 31, 3, kernel: 3),
+      ]
+    }
+    try check(graph, copies: 0)
+  }
+
   @Test func resultsMayHostAndBeRead() throws {
     let graph = try network { b, x in
       let first = try convolution(&b, x, 17, 8)

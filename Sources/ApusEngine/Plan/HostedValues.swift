@@ -11,7 +11,7 @@ import ApusOps
 /// A concatenation is joined when all of its operands can be made in place: along an axis with only ones
 /// before it they are contiguous pieces of the result, along the last axis they are pieces of its rows. Where
 /// they are pieces of rows, their producers must write, and their other readers read, with gaps between rows.
-/// An operand may be a joined concatenation itself.
+/// An operand may be a joined concatenation itself, and some of them one of their own.
 ///
 /// What is decided follows from the graph and the backend's tactics alone: the tuner, the packing of constants
 /// and every plan come to the same result.
@@ -84,22 +84,47 @@ struct HostedValues {
     let isContiguous = shape[..<axis].reduce(1, &*) == 1
     let isLast = axis == shape.count - 1
     guard isLast || (isContiguous && place.pitch == nil) else { return false }
-    var trial = self
+    var parts: [(value: ValueID, place: Place)] = []
     var next = place
     next.pitch = isContiguous ? nil : place.pitch ?? shape[axis]
     for input in node.inputs {
-      guard let input, let part = graph[input].type.tensor?.shape, part.count == shape.count,
-        try trial.host(input, of: id, at: next, search)
-      else { return false }
+      guard let input, let part = graph[input].type.tensor?.shape, part.count == shape.count else {
+        return false
+      }
+      parts.append((input, next))
       next.offset += part[axis...].reduce(1, &*)
     }
+    var trial = self
     trial.joined.insert(id)
+    try trial.joinRuns(of: parts, axis: op.axis, search)
+    for (value, place) in parts where try !trial.host(value, at: place, search) { return false }
     self = trial
     return true
   }
 
-  /// Places operand `value` of concatenation `concat` if its producer and all other readers can do with it.
-  private mutating func host(_ value: ValueID, of concat: NodeID, at place: Place, _ search: Search)
+  /// Joins the concatenations of operands that are neighbours in another one, whose result then has theirs
+  /// in it: networks that hand lists of tensors on concatenate ever longer ones.
+  private mutating func joinRuns(
+    of parts: [(value: ValueID, place: Place)], axis: Int, _ search: Search
+  ) throws(ApusError) {
+    let graph = search.graph
+    for (index, part) in parts.enumerated() {
+      for id in graph[part.value].consumers where !joined.contains(id) && !search.views.contains(id) {
+        let node = graph[id]
+        let result = node.outputs[0]
+        guard let op = node.op as? Concat, op.axis == axis, places[result] == nil,
+          !graph.isOutput(result), node.inputs == parts[index...].prefix(node.inputs.count).map(\.value)
+        else { continue }
+        var trial = self
+        trial.places[result] = part.place
+        trial.joined.insert(id)
+        if try trial.canBeRead(result, search) { self = trial }
+      }
+    }
+  }
+
+  /// Places an operand of a concatenation if its producer and all other readers can do with it.
+  private mutating func host(_ value: ValueID, at place: Place, _ search: Search)
     throws(ApusError) -> Bool
   {
     let graph = search.graph
@@ -108,11 +133,18 @@ struct HostedValues {
       graph[value].type.tensor?.shape?.contains(0) == false
     else { return false }
     places[value] = place
-    for reader in graph[value].consumers where reader != concat {
-      if search.views.contains(reader) ? place.pitch != nil : try !takes(reader, search) { return false }
-    }
+    guard try canBeRead(value, search) else { return false }
     if try join(producer, at: place, search) { return true }
     return try takes(producer, search)
+  }
+
+  /// Whether all readers of a placed value can do with its place.
+  private func canBeRead(_ value: ValueID, _ search: Search) throws(ApusError) -> Bool {
+    for reader in search.graph[value].consumers where !joined.contains(reader) {
+      let isView = search.views.contains(reader)
+      if isView ? places[value]?.pitch != nil : try !takes(reader, search) { return false }
+    }
+    return true
   }
 
   /// Whether a node loses nothing by where its operands and results are placed: the tactic that would be

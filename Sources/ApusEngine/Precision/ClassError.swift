@@ -18,8 +18,9 @@
 /// one temperature where labels are given (C. Guo et al., "On calibration of modern neural networks",
 /// 2017).
 struct ClassError: Sendable {
-  /// Margins in single precision and as rounded, by sample.
-  var margins: [(exact: Double, rounded: Double)] = []
+  /// By sample, how far the best class in single precision is above each of the next ones: in single precision
+  /// and as rounded.
+  var margins: [[(exact: Double, rounded: Double)]] = []
   /// Samples in single precision: how far apart the two best classes are, and what a sample loses when it
   /// changes its class. These may be more than rounding was measured on.
   var population: [(margin: Double, loss: Double)] = []
@@ -72,15 +73,18 @@ struct ClassError: Sendable {
   /// How many samples change their class depends on the mean size of the changes, and a few samples with large
   /// ones (a range that they alone leave) would dominate their mean square: so the deviation is that of a normal
   /// distribution with the same mean size. It is taken of the half with the smaller margins: where the network
-  /// is sure, numbers are larger and their errors, too, but no class changes.
+  /// is sure, numbers are larger and their errors, too, but no class changes. Margins above several classes
+  /// say more than those above the second alone: a search that looks at dozens of engines would else find the
+  /// one that seems good by chance.
   var deviation: Double {
     var (xx, xy) = (0.0, 0.0)
-    for margin in margins {
+    for margin in margins.joined() {
       xx += margin.exact * margin.exact
       xy += margin.exact * (margin.rounded - margin.exact)
     }
     let slope = xx > 0 ? xy / xx : 0
-    let close = margins.sorted { $0.exact < $1.exact }.prefix((margins.count + 1) / 2)
+    let close = margins.sorted { ($0.first?.exact ?? 0) < ($1.first?.exact ?? 0) }
+      .prefix((margins.count + 1) / 2).joined()
     let sum = close.reduce(0.0) { $0 + abs($1.rounded - $1.exact - slope * $1.exact) }
     // One degree of freedom went to the slope.
     let degrees = Double(max(1, margins.count)) / Double(max(1, margins.count - 1))
@@ -96,7 +100,9 @@ struct ClassError: Sendable {
 /// The scores of samples in single precision: what others are compared with.
 struct ClassScores: Sendable {
   private let rows: [[Double]]
-  private let best: [(first: Int, second: Int)]
+  /// The best classes of each sample, the best first.
+  private let best: [[Int]]
+  private static let rivals = 8
   private let population: [(margin: Double, loss: Double)]
   private let labels: [Int]?
 
@@ -108,14 +114,14 @@ struct ClassScores: Sendable {
   init(_ rows: [[Double]], labels: [Int]?, others: [[Double]] = [], otherLabels: [Int]? = nil) {
     self.rows = rows.map(Self.logarithms)
     self.labels = labels
-    best = self.rows.map(Self.bestTwo)
+    best = self.rows.map { Self.best($0, 1 + Self.rivals) }
     let all = self.rows + others.map(Self.logarithms)
     let known = others.isEmpty ? labels : labels.flatMap { labels in otherLabels.map { labels + $0 } }
     let temperature = known.map { Self.temperature(all, $0) } ?? 1
     population = all.map { row in
-      let (first, second) = Self.bestTwo(row)
+      let first = Self.best(row, 2)
       let (_, total) = Self.softmaxTerms(row, temperature)
-      let (top, margin) = (1 / total, row[first] - row[second])
+      let (top, margin) = (1 / total, row[first[0]] - row[first[1]])
       return (margin, top - top * exp(-margin / temperature))
     }
   }
@@ -126,9 +132,11 @@ struct ClassScores: Sendable {
     result.population = population
     var hits = (exact: 0, rounded: 0)
     for (index, row) in other.map(Self.logarithms).enumerated() where index < rows.count {
-      let (first, second) = best[index]
-      result.margins.append((rows[index][first] - rows[index][second], row[first] - row[second]))
-      let answer = Self.bestTwo(row).first
+      let first = best[index][0]
+      let exact = rows[index]
+      result.margins.append(
+        best[index].dropFirst().map { (exact[first] - exact[$0], row[first] - row[$0]) })
+      let answer = Self.best(row, 1)[0]
       if answer == first { result.agreeing += 1 }
       if let labels {
         if first == labels[index] { hits.exact += 1 }
@@ -145,17 +153,16 @@ struct ClassScores: Sendable {
     return isProbability ? row.map { log(max($0, 1e-12)) } : row
   }
 
-  private static func bestTwo(_ row: [Double]) -> (first: Int, second: Int) {
-    var (first, second) = (0, 1)
-    if row.count > 1, row[1] > row[0] { (first, second) = (1, 0) }
-    for index in row.indices.dropFirst(2) {
-      if row[index] > row[first] {
-        (first, second) = (index, first)
-      } else if row[index] > row[second] {
-        second = index
-      }
+  /// The classes with the largest scores, the best first; never more than there are.
+  private static func best(_ row: [Double], _ count: Int) -> [Int] {
+    var result: [Int] = []
+    for index in row.indices {
+      if result.count == count, let last = result.last, !(row[index] > row[last]) { continue }
+      let place = result.firstIndex { row[index] > row[$0] } ?? result.count
+      result.insert(index, at: place)
+      if result.count > count { result.removeLast() }
     }
-    return (first, min(second, row.count - 1))
+    return result
   }
 
   /// The largest score and the sum of exponentials below it.

@@ -112,7 +112,8 @@ import Testing
         }
         #expect(results[0] == results[1])
         let difference = TensorDifference(try Tensor(results[0], shape: x.shape), want)
-        #expect(difference.relativeL2 < 1e-5, "\(isa) \(op.name) \(rows) x \(columns) \(difference)")
+        #expect(
+          difference.relativeL2 < 1e-5, "\(isa) \(op.name) \(rows) x \(columns) \(difference)")
       }
     }
   }
@@ -142,6 +143,25 @@ import Testing
     }
   }
 
+  @Test(arguments: testedISAs) func oneThatIsNoneMakesAllOfARowSo(isa: ISA) throws {
+    for columns in [40, 9000] {
+      for place in [0, 17, columns - 1] {
+        let input = GuardedBuffer(count: columns) { $0 == place ? .nan : Float($0 % 7) }
+        let split = try SplitSoftmaxPlan(columns: columns, rows: 1, isa: isa)
+        let whole = try RowKernel(
+          columns: columns, operands: [.rows], steps: RowKernel.softmax, isa: isa)
+        let y = GuardedBuffer(count: columns)
+        let z = GuardedBuffer(count: columns)
+        let workspace = GuardedBuffer(count: split.workspaceByteCount / 4)
+        let pool = ThreadPool(threadCount: 1)
+        split.run(input.raw, result: y.raw, workspace: workspace.raw, pool: pool)
+        var operand = UnsafeRawPointer(input.raw)
+        whole.run(&operand, result: z.raw, rows: 1, pool: pool)
+        #expect((0..<columns).allSatisfy { y[$0].isNaN && z[$0].isNaN })
+      }
+    }
+  }
+
   @Test func placesOfExtremes() throws {
     var generator = SeededGenerator(seed: 9)
     for (shape, axis) in [
@@ -152,7 +172,9 @@ import Testing
       // Many equal elements, both zeros, and some that are no numbers.
       let coarse = numbers.map { ($0 * 3).rounded() }
       var odd = coarse
-      for index in stride(from: 5, to: odd.count, by: 37) { odd[index] = index % 2 == 0 ? .nan : -.nan }
+      for index in stride(from: 5, to: odd.count, by: 37) {
+        odd[index] = index % 2 == 0 ? .nan : -.nan
+      }
       for values in [numbers, coarse, odd] {
         let x = try Tensor(values, shape: shape)
         for last in [false, true] {

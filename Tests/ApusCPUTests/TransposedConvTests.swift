@@ -42,7 +42,9 @@ import Testing
       batch: 3, input: [4, 4], channels: (8, 5), kernel: [3, 3],
       op: ConvTranspose(pads: [1, 1, 1, 1])),
     Case(input: [1, 1], channels: (100, 40), kernel: [4, 4], op: ConvTranspose()),
-    Case(batch: 2, input: [1, 1], channels: (30, 40), kernel: [4, 4], op: ConvTranspose(strides: [4, 4])),
+    Case(
+      batch: 2, input: [1, 1], channels: (30, 40), kernel: [4, 4],
+      op: ConvTranspose(strides: [4, 4])),
     Case(
       input: [5, 3], channels: (6, 12), kernel: [5, 4],
       op: ConvTranspose(strides: [3, 2], pads: [2, 0, 1, 1], group: 3)),

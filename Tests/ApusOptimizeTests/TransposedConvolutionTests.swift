@@ -50,7 +50,10 @@ import Testing
       (ConvTranspose(strides: [1, 1]), [2, 5, 1, 1], [5, 3, 4, 4]),
       (ConvTranspose(strides: [2, 2], autoPad: .sameUpper), [1, 3, 4, 5], [3, 2, 3, 3]),
       (ConvTranspose(strides: [2, 2], outputShape: [9, 8]), [1, 3, 4, 5], [3, 2, 3, 3]),
-      (ConvTranspose(strides: [1, 2, 2], pads: [0, 1, 0, 1, 0, 0]), [1, 2, 2, 3, 3], [2, 4, 2, 3, 2]),
+      (
+        ConvTranspose(strides: [1, 2, 2], pads: [0, 1, 0, 1, 0, 0]), [1, 2, 2, 3, 3],
+        [2, 4, 2, 3, 2]
+      ),
     ]
     for (op, input, shape) in cases {
       let weights = try SmallNetworks.weights(shape, seed: 1)

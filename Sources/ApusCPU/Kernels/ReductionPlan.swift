@@ -189,7 +189,9 @@ package final class ReductionPlan: Sendable {
     let unitBytes = stage.chunk * min(stage.inner, kernel.blockColumns) * 4
     let units = stage.outer * stage.parts * kernel.blockCount
     let perTask = max(1, Self.taskBytes / 2 / unitBytes)
-    pool.parallelFor((units + perTask - 1) / perTask, (stage, kernel, source, target, units, perTask)) {
+    pool.parallelFor(
+      (units + perTask - 1) / perTask, (stage, kernel, source, target, units, perTask)
+    ) {
       context, task in
       let (stage, kernel, source, target, units, perTask) = context
       for unit in task * perTask..<min(units, (task + 1) * perTask) {

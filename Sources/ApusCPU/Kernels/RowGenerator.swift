@@ -250,6 +250,7 @@ extension Assembler {
     switch reduction {
     case .sum: vaddps(total, total, other)
     case .product: vmulps(total, total, other)
+    case .largest: vmaxps(total, total, other)
     case .maximum, .minimum:
       // The hardware gives the second operand when either is NaN.
       if isa == .avx512 {

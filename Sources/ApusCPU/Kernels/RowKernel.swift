@@ -14,12 +14,14 @@ package final class RowKernel: Sendable {
   /// What elements are combined by.
   package enum Reduction: Hashable, Sendable {
     case sum, product, maximum, minimum
+    /// As `maximum`, but a NaN may be lost: for those whose later steps see it again, one instruction.
+    case largest
 
     var neutral: Float {
       switch self {
       case .sum: 0
       case .product: 1
-      case .maximum: -.infinity
+      case .maximum, .largest: -.infinity
       case .minimum: .infinity
       }
     }
@@ -31,6 +33,7 @@ package final class RowKernel: Sendable {
       case .product: a * b
       case .maximum: a.isNaN || b.isNaN ? .nan : max(a, b)
       case .minimum: a.isNaN || b.isNaN ? .nan : min(a, b)
+      case .largest: max(a, b)
       }
     }
   }
@@ -117,7 +120,7 @@ extension RowKernel {
   package static var softmax: [Step] {
     let (x, stored) = (ScalarExpr.input(0), ScalarExpr.input(1))
     return [
-      .reduce(.maximum, x), .storeAndReduce(.unary(.exponential, x - .input(2)), .sum),
+      .reduce(.largest, x), .storeAndReduce(.unary(.exponential, x - .input(2)), .sum),
       .scalar(.unary(.reciprocal, .input(3))), .store(stored * .input(4)),
     ]
   }
@@ -126,7 +129,7 @@ extension RowKernel {
   package static var logSoftmax: [Step] {
     let x = ScalarExpr.input(0)
     return [
-      .reduce(.maximum, x), .reduce(.sum, .unary(.exponential, x - .input(2))),
+      .reduce(.largest, x), .reduce(.sum, .unary(.exponential, x - .input(2))),
       .scalar(.unary(.logarithm, .input(3)) + .input(2)), .store(x - .input(4)),
     ]
   }

@@ -150,7 +150,8 @@ package final class SplitRowPlan: Sendable {
         guard let reducing else { continue }
         for row in 0..<rows {
           let first = row * parts
-          scalars[row * scalarCount + reducing.scalar] = (1..<max(1, parts)).reduce(partials[first]) {
+          scalars[row * scalarCount + reducing.scalar] = (1..<max(1, parts)).reduce(partials[first])
+          {
             reducing.reduction.combine($0, partials[first + $1])
           }
         }
@@ -170,7 +171,8 @@ package final class SplitRowPlan: Sendable {
     _ scalars: UnsafeMutablePointer<Float>, _ partials: UnsafeMutablePointer<Float>,
     _ body: (UnsafePointer<UnsafeRawPointer>) -> Void
   ) {
-    withUnsafeTemporaryAllocation(of: UnsafeRawPointer.self, capacity: max(1, places.count)) { list in
+    withUnsafeTemporaryAllocation(of: UnsafeRawPointer.self, capacity: max(1, places.count)) {
+      list in
       guard let base = list.baseAddress else { return }
       for (index, place) in places.enumerated() {
         let address: UnsafeRawPointer

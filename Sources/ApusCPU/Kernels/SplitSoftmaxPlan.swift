@@ -47,7 +47,7 @@ package final class SplitSoftmaxPlan: Sendable {
         columns: width, operands: [.rows, .scalar, .scalar],
         steps: [
           // Where nothing is finite the exponentials are zeros, not differences of infinities.
-          .reduce(.maximum, x), .scalar(.max(.input(4), lowest)),
+          .reduce(.largest, x), .scalar(.max(.input(4), lowest)),
           .storeAndReduce(.unary(.exponential, x - .input(5)), .sum),
           .export(.input(5), operand: 1), .export(.input(6), operand: 2),
         ], isa: isa)
@@ -105,7 +105,7 @@ package final class SplitSoftmaxPlan: Sendable {
     _ tasks: Range<Int>, _ largest: UnsafePointer<Float>, _ sums: UnsafePointer<Float>,
     _ factors: UnsafeMutablePointer<Float>
   ) {
-    let top = tasks.reduce(-Float.infinity) { RowKernel.Reduction.maximum.combine($0, largest[$1]) }
+    let top = tasks.reduce(-Float.infinity) { RowKernel.Reduction.largest.combine($0, largest[$1]) }
     var sum: Float = 0
     for task in tasks {
       factors[task] = expf(largest[task] - top)

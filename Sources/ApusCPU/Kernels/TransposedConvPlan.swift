@@ -45,7 +45,9 @@ package final class TransposedConvPlan: Sendable {
     nr = tile.columns(isa)
     pixelBytes = shape.inChannels * types.kind.elementBytes
     let read = (0..<3).map(shape.sources)
-    let isInside = (0..<3).allSatisfy { read[$0].lowerBound >= 0 && read[$0].upperBound <= shape.input[$0] }
+    let isInside = (0..<3).allSatisfy {
+      read[$0].lowerBound >= 0 && read[$0].upperBound <= shape.input[$0]
+    }
     sources = isInside ? [] : read
     let sizes = isInside ? shape.input : read.map(\.count)
     workspaceByteCount = isInside ? 0 : shape.batch * sizes.reduce(1, *) * pixelBytes
@@ -57,7 +59,9 @@ package final class TransposedConvPlan: Sendable {
     for z in axes[0] {
       for y in axes[1] {
         for x in axes[2] {
-          classes[[z.taps, y.taps, x.taps, z.count, y.count, x.count], default: []].append([z, y, x])
+          classes[[z.taps, y.taps, x.taps, z.count, y.count, x.count], default: []].append([
+            z, y, x,
+          ])
         }
       }
     }
@@ -94,7 +98,9 @@ package final class TransposedConvPlan: Sendable {
     pool.parallelFor((rows + perTask - 1) / perTask, (self, input, padded, rows, perTask)) {
       context, task in
       let (plan, input, padded, rows, perTask) = context
-      for row in task * perTask..<min(rows, (task + 1) * perTask) { plan.padRow(row, input, padded) }
+      for row in task * perTask..<min(rows, (task + 1) * perTask) {
+        plan.padRow(row, input, padded)
+      }
     }
   }
 
@@ -112,7 +118,8 @@ package final class TransposedConvPlan: Sendable {
     let left = (inside.lowerBound - sources[2].lowerBound) * pixelBytes
     let right = (sources[2].upperBound - inside.upperBound) * pixelBytes
     memset(target, 0, left)
-    let pixel = ((image * shape.input[0] + z) * shape.input[1] + y) * shape.input[2] + inside.lowerBound
+    let pixel =
+      ((image * shape.input[0] + z) * shape.input[1] + y) * shape.input[2] + inside.lowerBound
     memcpy(target + left, input + pixel * pixelBytes, inside.count * pixelBytes)
     memset(target + left + inside.count * pixelBytes, 0, right)
   }

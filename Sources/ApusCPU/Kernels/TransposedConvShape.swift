@@ -78,7 +78,8 @@ package struct TransposedConvShape: Hashable, Sendable {
 
   /// Whether all sizes are positive and the groups divide the channels.
   package var isValid: Bool {
-    let sizes = [batch, inChannels, outChannels, groups] + input + output + kernel + strides + dilations
+    let sizes =
+      [batch, inChannels, outChannels, groups] + input + output + kernel + strides + dilations
     return sizes.allSatisfy { $0 > 0 } && input.count == 3 && output.count == 3
       && inChannels % groups == 0 && outChannels % groups == 0
       && zip(kernel, strides).allSatisfy { $0 >= $1 }

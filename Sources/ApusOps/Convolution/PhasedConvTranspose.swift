@@ -13,7 +13,8 @@ import ApusTensor
 /// `c, c + s, ...`, stored from the last to the first: in this order they meet ascending input positions.
 /// A phase with fewer taps than others has zeros behind them. Phases and taps of several axes are counted
 /// row-major.
-public struct PhasedConvTranspose: AnchorOperator, CostedOperator, TolerantOperator, SampledOperator {
+public struct PhasedConvTranspose: AnchorOperator, CostedOperator, TolerantOperator, SampledOperator
+{
   public static let name = "PhasedConvTranspose"
   /// The same operation on weights `[C, OC/group, kernel...]`.
   public var plain: ConvTranspose

@@ -75,11 +75,14 @@ public struct SplitTransposedConvolutions: Pass {
 
   /// Weights `[C, OC/group, kernel...]` with as many neighbouring groups made one as have at most
   /// `widestGroup` results; `group` becomes their number.
-  private static func joiningGroups(_ weights: Tensor, _ group: inout Int) throws(ApusError) -> Tensor {
+  private static func joiningGroups(_ weights: Tensor, _ group: inout Int) throws(ApusError)
+    -> Tensor
+  {
     let (channels, outputs) = (weights.shape[0], weights.shape[1])
     let groups = group
     guard groups > 1, outputs > 0, channels % groups == 0,
-      let joined = (1...max(1, min(groups, widestGroup / outputs))).last(where: { groups % $0 == 0 }),
+      let joined = (1...max(1, min(groups, widestGroup / outputs))).last(where: { groups % $0 == 0 }
+      ),
       joined > 1
     else { return weights }
     group = groups / joined

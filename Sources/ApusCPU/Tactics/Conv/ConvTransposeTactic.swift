@@ -33,7 +33,8 @@ struct ConvTransposeTactic: Tactic {
     let y = problem.outputs[0]
     guard y.count > 0, x.count > 0, w.count > 0 else { return .failure("empty operands") }
     let spatial = 1..<(x.shape.count - 1)
-    guard let window = try? op.plain.window(input: Array(x.shape[spatial]), kernel: op.kernel) else {
+    guard let window = try? op.plain.window(input: Array(x.shape[spatial]), kernel: op.kernel)
+    else {
       return .failure("sizes that the kernels do not take")
     }
     let shape = TransposedConvShape(

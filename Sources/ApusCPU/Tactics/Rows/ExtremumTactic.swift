@@ -143,7 +143,8 @@ private struct ExtremumPlan: Sendable {
 
   /// The best of each of `lanes` columns side by side.
   private func down(
-    _ x: UnsafePointer<Float>, _ places: Range<Int>, lanes: Int, _ target: UnsafeMutablePointer<Best>
+    _ x: UnsafePointer<Float>, _ places: Range<Int>, lanes: Int,
+    _ target: UnsafeMutablePointer<Best>
   ) {
     let vectors = (lanes + Self.lanes - 1) / Self.lanes
     withUnsafeTemporaryAllocation(of: Keys.self, capacity: 2 * vectors) { memory in

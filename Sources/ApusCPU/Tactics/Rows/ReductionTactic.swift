@@ -21,7 +21,8 @@ struct ReductionTactic: Tactic {
 
   private func read(_ problem: Problem) -> Result<Reduction, NativeRefusal> {
     guard let op = problem.op as? Reduce else { return .failure("not a Reduce") }
-    guard problem.isFloat32, problem.inputs.count == 1, let x = problem.inputs[0], x.count > 0 else {
+    guard problem.isFloat32, problem.inputs.count == 1, let x = problem.inputs[0], x.count > 0
+    else {
       return .failure("not float32, empty, or with axes as an operand")
     }
     guard let axes = try? op.reducedAxes(nil, rank: x.shape.count) else {

@@ -84,6 +84,7 @@ import Testing
       let bias = try generator.tensor(.float32, shape: [columns])
       let problems: [(any Operator, [Tensor], [RowKernel.Step])] = [
         (Softmax(axis: -1), [x], RowKernel.softmax),
+        (LogSoftmax(axis: -1), [x], RowKernel.logSoftmax),
         (
           LayerNormalization(axis: -1, epsilon: 1e-5), [x, scale, bias],
           RowKernel.layerNormalization(

@@ -48,15 +48,19 @@ struct RowProblem {
       return nil
     }
     switch problem.op {
-    case let op as Softmax:
-      guard op.axis == -1 || op.axis == x.shape.count - 1, let columns = x.shape.last else {
-        return nil
-      }
-      return RowProblem(
-        columns: columns, rows: x.count / columns, operands: [.rows], steps: RowKernel.softmax)
+    case let op as Softmax: return softmax(axis: op.axis, x, RowKernel.softmax)
+    case let op as LogSoftmax: return softmax(axis: op.axis, x, RowKernel.logSoftmax)
     case let op as LayerNormalization: return layerNormalization(op, problem, x)
     default: return nil
     }
+  }
+
+  private static func softmax(axis: Int, _ x: Problem.Operand, _ steps: [RowKernel.Step])
+    -> RowProblem?
+  {
+    guard axis == -1 || axis == x.shape.count - 1, let columns = x.shape.last else { return nil }
+    return RowProblem(
+      columns: columns, rows: x.count / columns, operands: [.rows], steps: steps)
   }
 
   private static func layerNormalization(

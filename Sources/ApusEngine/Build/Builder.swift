@@ -15,6 +15,8 @@ public struct Builder: Sendable {
   var progress: ProgressHandler?
   /// A timing cache that several builds share; nil for that of the configuration's file.
   var cache: TimingCache?
+  /// Whether layers may be joined into chains, whose kernels belong to no layer alone.
+  var joinsChains = true
 
   /// A builder.
   ///
@@ -154,7 +156,7 @@ public struct Builder: Sendable {
       report.tuned.append(outcome.report)
       cancelled = !reportProgress(index + 1, problems.count, timed, begin, start)
     }
-    if !cancelled && !problems.isEmpty { try joinChains(in: &graph, types, tuner, &report) }
+    if joinsChains && !cancelled && !problems.isEmpty { try joinChains(in: &graph, types, tuner, &report) }
     if let path = configuration.timingCachePath { try cache.save(path) }
     report.phases.append((BuildPhase.tuned.rawValue, Clock.seconds - begin))
     return library

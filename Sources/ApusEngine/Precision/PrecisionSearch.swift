@@ -120,9 +120,10 @@ struct PrecisionSearch {
   private func measure(_ precision: Precision) throws(ApusError) -> Uniform {
     var choice: [String: Precision] = [:]
     for layer in study.layers where layer.choices.contains(precision) { choice[layer.name] = precision }
-    let engine = try study.engine(study.precisions(choice))
+    let precisions = study.precisions(choice)
+    let engine = try study.engine(precisions)
     return Uniform(
-      precision: precision, times: try study.layerTimes(of: engine),
+      precision: precision, times: try study.layerTimes(precisions),
       error: try study.error(of: engine), engine: engine)
   }
 

@@ -198,9 +198,12 @@ package final class PrecisionStudy {
     return times.map { $0.sorted()[$0.count / 2] }
   }
 
-  /// The time of each layer in an engine in seconds, by name: the least of several runs of its kernels. A kernel
+  /// The time of each layer with these precisions in seconds, by name, where no layers are joined: the least of several runs of its kernels. A kernel
   /// belongs to the node it begins with; what it does for others behind it comes in any precision.
-  func layerTimes(of engine: Engine) throws(ApusError) -> [String: Double] {
+  func layerTimes(_ precisions: LayerPrecisions) throws(ApusError) -> [String: Double] {
+    var builder = builder
+    builder.joinsChains = false
+    let engine = try builder.build(graph, precisions, backend, Clock.seconds)
     let inputs = try engine.sampleInputs(builder.configuration)
     let context = try engine.makeContext()
     var best: [Double] = []

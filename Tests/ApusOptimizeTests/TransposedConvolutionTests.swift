@@ -8,31 +8,6 @@ import Testing
 
 /// Transposed convolutions in phases.
 @Suite struct TransposedConvolutionTests {
-  /// Runs a network of one operator before and after a pass.
-  private func rewrite(
-    _ pass: any Pass, _ op: any Operator, _ operands: [Tensor], input: [Int], computed: Bool = false
-  ) throws -> Graph {
-    var b = GraphBuilder("one")
-    let x = b.input("x", .float32, input.map { Dim($0) })
-    var values: [ValueID?] = [x]
-    for (index, tensor) in operands.enumerated() {
-      values.append(
-        computed
-          ? b.input("w\(index)", tensor.dataType, tensor.shape.map { Dim($0) })
-          : b.constant("w\(index)", tensor))
-    }
-    let graph = try b.finish(outputs: [("y", try b.apply(op, values))])
-    var rewritten = graph
-    _ = try pass.run(on: &rewritten, in: PassContext())
-    var generator = SeededGenerator(seed: 3)
-    var inputs: [RuntimeValue?] = [.tensor(try generator.tensor(.float32, shape: input))]
-    if computed { inputs += operands.map { .tensor($0) } }
-    let want = try #require(try ReferenceInterpreter.run(graph, inputs: inputs)[0].tensor)
-    let got = try #require(try ReferenceInterpreter.run(rewritten, inputs: inputs)[0].tensor)
-    #expect(TensorDifference(got, want).relativeL2 < 1e-6, "\(op.attributes)")
-    return rewritten
-  }
-
   private func names(_ graph: Graph) -> [String] { graph.nodes.map { graph[$0].op.name } }
 
   @Test func transposedConvolutionsAreSplit() throws {
@@ -58,7 +33,7 @@ import Testing
     for (op, input, shape) in cases {
       let weights = try SmallNetworks.weights(shape, seed: 1)
       let bias = try SmallNetworks.weights([shape[1] * op.group], seed: 2)
-      let graph = try rewrite(SplitTransposedConvolutions(), op, [weights, bias], input: input)
+      let graph = try OneOperator.rewrite(SplitTransposedConvolutions(), op, [weights, bias], input: input)
       #expect(names(graph).contains("PhasedConvTranspose"), "\(op.attributes)")
     }
   }
@@ -68,10 +43,10 @@ import Testing
     for op in [
       ConvTranspose(strides: [3, 3]), ConvTranspose(strides: [2, 2], dilations: [2, 2]),
     ] {
-      let graph = try rewrite(SplitTransposedConvolutions(), op, [weights], input: [1, 2, 3, 3])
+      let graph = try OneOperator.rewrite(SplitTransposedConvolutions(), op, [weights], input: [1, 2, 3, 3])
       #expect(names(graph) == ["ConvTranspose"])
     }
-    let graph = try rewrite(
+    let graph = try OneOperator.rewrite(
       SplitTransposedConvolutions(), ConvTranspose(), [weights], input: [1, 2, 3, 3],
       computed: true)
     #expect(names(graph) == ["ConvTranspose"])

@@ -11,7 +11,8 @@ public enum AccuracyMetric: String, Sendable, CaseIterable {
   case noise
 }
 
-/// How much an engine's results differ from those in single precision over the samples set aside.
+/// How much an engine's results differ from those in single precision: energies over the samples set aside,
+/// classes over these and some that were calibrated with.
 public struct OutputError: Sendable {
   /// Energy of the differences, and of the results themselves.
   public var noise = 0.0

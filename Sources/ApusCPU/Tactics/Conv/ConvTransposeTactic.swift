@@ -95,22 +95,6 @@ struct ConvTransposeTactic: Tactic {
     let plan = try TransposedConvPlan(
       sizes.shape, tile: GemmTile(configuration), isa: isa, epilogue: sizes.anchored.epilogue,
       operands: sizes.anchored.extras, types: sizes.types)
-    return ConvTransposeKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
-  }
-}
-
-struct ConvTransposeKernel: Kernel {
-  let plan: TransposedConvPlan
-  let argumentCount: Int
-  let pool: ThreadPool
-  var workspaceByteCount: Int { plan.workspaceByteCount }
-
-  func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
-    throws(ApusError)
-  {
-    plan.run(
-      input: arguments[0].pointer, packedWeights: arguments[1].pointer,
-      output: arguments[argumentCount].mutablePointer, operands: arguments.pointers(from: 2),
-      workspace: arguments[argumentCount + 1].mutablePointer, pool: pool)
+    return PackedConvKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }

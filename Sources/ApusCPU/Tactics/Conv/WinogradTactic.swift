@@ -118,22 +118,6 @@ struct WinogradTactic: Tactic {
       blockBytes: (configuration["kb"] ?? 640) * 1024, isa: isa, epilogue: conv.anchored.epilogue,
       operands: conv.anchored.extras, types: conv.types, padValue: conv.padValue,
       inputPitch: conv.inputPitch, resultPitch: conv.resultPitch)
-    return WinogradTacticKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
-  }
-}
-
-private struct WinogradTacticKernel: Kernel {
-  let plan: WinogradPlan
-  let argumentCount: Int
-  let pool: ThreadPool
-  var workspaceByteCount: Int { plan.workspaceByteCount }
-
-  func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
-    throws(ApusError)
-  {
-    plan.run(
-      input: arguments[0].pointer, packedWeights: arguments[1].pointer,
-      output: arguments[argumentCount].mutablePointer, operands: arguments.pointers(from: 2),
-      workspace: arguments[argumentCount + 1].mutablePointer, pool: pool)
+    return PackedConvKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }

@@ -28,8 +28,13 @@ struct TypedProductTests {
 
   private static let sizes = [
     (1, 1, 1), (1, 5, 3), (2, 16, 4), (3, 17, 5), (7, 64, 8), (13, 33, 9), (14, 32, 16),
-    (15, 65, 34), (29, 100, 2), (49, 48, 130), (5, 300, 3000), (33, 129, 2049),
+    (15, 65, 34), (29, 100, 2), (37, 50, 96), (66, 24, 19), (49, 48, 130), (5, 300, 3000), (33, 129, 2049),
   ]
+
+  /// No tile, so that one is chosen, and every kind of tile for sums of so many words.
+  private func tiles(_ kind: ProductKind, words: Int) -> [GemmTile?] {
+    [nil] + GemmTile.candidates(.avx512) + GemmTile.overlapping(.avx512, kind, words: words)
+  }
 
   private func packed(_ b: Tensor, _ plan: GemmPlan, _ kind: ProductKind) throws -> GuardedTensor {
     try GuardedTensor(
@@ -57,7 +62,7 @@ struct TypedProductTests {
       let a = try GuardedTensor(integers(.uint8, [m, k]))
       let b = try integers(.int8, [k, n])
       let want = reference(a.tensor, b)
-      for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
+      for tile in tiles(.int8, words: (k + 3) / 4) {
         let plan = try GemmPlan(
           m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
           types: ProductTypes(.int8))
@@ -88,7 +93,7 @@ struct TypedProductTests {
       for (type, zero) in [(DataType.uint8, 0), (.uint8, 17), (.int8, 0), (.int8, -9)] {
         let quantization = ScalarQuantization(
           steps: .max(.const(0), sum + residual) / .const(0.125), zeroPoint: zero, type: type)
-        for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
+        for tile in tiles(.int8, words: (k + 3) / 4) {
           let plan = try GemmPlan(
             m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
             epilogue: quantization.expression, operands: [.perColumn, .perColumn, .full],
@@ -130,7 +135,7 @@ struct TypedProductTests {
       let (biases, others) = (bias.tensor.doubles(), other.tensor.doubles())
       let y = ScalarExpr.max(.const(0), .input(0) + .input(1) + .cast(.input(2), .float32))
       for result in [DataType.float32, .bfloat16] {
-        for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
+        for tile in tiles(.bfloat16, words: (k + 1) / 2) {
           let plan = try GemmPlan(
             m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
             epilogue: result == .float32 ? y : .cast(y, result), operands: [.perColumn, .full],
@@ -183,7 +188,7 @@ struct TypedProductTests {
       let columnSums = (0..<s.outChannels).map { column in
         (0..<depth).reduce(0.0) { $0 + values[$1 * s.outChannels + column] }
       }
-      for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
+      for tile in tiles(.int8, words: ConvPlan.words(s, .int8)) {
         let plan = try ConvPlan(
           s, tile: tile, isa: .avx512, types: ProductTypes(.int8), padValue: zero)
         let packed = try GuardedTensor(

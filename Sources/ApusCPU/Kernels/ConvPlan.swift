@@ -152,7 +152,7 @@ package final class ConvPlan: Sendable {
           TiledMultiply.Group(
             a: group * groupInputs * elementBytes, b: group * groupBytes, c: group * groupOutputs,
             column: group * groupOutputs)
-        }))
+        }, sumsTogether: tile.sumsTogether))
   }
 
   /// Elements of K that lie side by side in the input: a row of the window where that is possible and
@@ -163,6 +163,13 @@ package final class ConvPlan: Sendable {
       shape.dilationWidth == 1 && shape.groups == 1
       && (shape.kernelWidth * inputs <= 2048 || shape.kernelWidth == 1)
     return wholeRows ? shape.kernelWidth * inputs : inputs
+  }
+
+  /// Words of K in all.
+  package static func words(_ shape: ConvShape, _ kind: ProductKind) -> Int {
+    let member = memberElements(shape)
+    let members = shape.depth / max(1, member)
+    return members * ((member + kind.interleave - 1) / kind.interleave)
   }
 
   /// Packs single-precision weights `[kernelHeight, kernelWidth, inChannels / groups, outChannels]`.

@@ -33,13 +33,10 @@ extension MicrokernelGenerator {
     a.and(.rax, Microkernel.finish)
     a.j(.equal, plain)
     let operandRegisters = try loadOperandAddresses()
-    let needed = try ExpressionEmitter.registersNeeded(
-      epilogue, isa: isa, types: inputTypes, result: shape.resultType)
-    let transient = shape.operands.isEmpty ? 0 : epilogue.inputCount - 1
-    if needed <= Self.simpleRegisters && needed + transient + (packsBytes ? 1 : 0) <= free.count {
-      try storeThroughRegisters(operandRegisters)
+    prepareBytes()
+    if let storing = try storing(0..<rows, operandRegisters, free) {
+      for piece in storing.pieces { try write(piece, of: storing) }
     } else {
-      // Too few registers beside the accumulators, or too much code to repeat for each of them.
       try storeThroughMemory(operandRegisters)
     }
     a.jmp(done)
@@ -99,8 +96,9 @@ extension MicrokernelGenerator {
   }
 
   /// Registers with the addresses of the extra operands.
-  private func loadOperandAddresses() throws(ApusError) -> [R64] {
-    let registers: [R64] = [.rsi, .r8, .r9, .r10, .rdx, .rbx]
+  func loadOperandAddresses(
+    _ registers: [R64] = [.rsi, .r8, .r9, .r10, .rdx, .rbx]
+  ) throws(ApusError) -> [R64] {
     guard shape.operands.count <= registers.count,
       epilogue.inputCount <= shape.operands.count + 1
     else {
@@ -130,13 +128,61 @@ extension MicrokernelGenerator {
     }
   }
 
-  private func storeThroughRegisters(_ addresses: [R64]) throws(ApusError) {
-    prepareBytes()
-    if packsBytes, try storeByColumns(addresses) { return }
-    for row in 0..<rows {
-      try storeRow(row, free: free, sum: { accumulators[row][$0] }) { input, column in
-        operand(input, addresses[input], row: row, column)
+  /// The code that applies the epilogue to some rows where their sums are: pieces to be written in order, with
+  /// anything that leaves its registers alone between them.
+  final class Storing {
+    enum Piece {
+      case row(Int)
+      case load(operand: Int, column: Int, into: Vec)
+      case finish(row: Int, column: Int)
+      case storeBytes(row: Int, columns: Range<Int>)
+    }
+
+    private(set) var pieces: [Piece]
+    let addresses: [R64]
+    /// Registers that hold operands of a column.
+    let held: [Int: Vec]
+    var free: [Vec]
+    /// Results on their way to being stored.
+    var results: [Int: [Vec]] = [:]
+    var zeroPoint = 0
+
+    init(_ pieces: [Piece], _ addresses: [R64], free: [Vec], held: [Int: Vec] = [:]) {
+      self.pieces = pieces
+      self.addresses = addresses
+      self.free = free
+      self.held = held
+    }
+  }
+
+  /// The pieces for some rows, with these registers besides. Nil when there are too few, or too much code to
+  /// repeat for each accumulator.
+  func storing(_ rows: Range<Int>, _ addresses: [R64], _ free: [Vec]) throws(ApusError) -> Storing? {
+    let needed = try ExpressionEmitter.registersNeeded(
+      epilogue, isa: isa, types: inputTypes, result: shape.resultType)
+    let transient = shape.operands.isEmpty ? 0 : epilogue.inputCount - 1
+    guard needed <= Self.simpleRegisters, needed + transient + (packsBytes ? 1 : 0) <= free.count
+    else { return nil }
+    if packsBytes, let storing = storingByColumns(rows, addresses, free, needed: needed) {
+      return storing
+    }
+    return Storing(rows.map { .row($0) }, addresses, free: free)
+  }
+
+  func write(_ piece: Storing.Piece, of storing: Storing) throws(ApusError) {
+    switch piece {
+    case .row(let row):
+      try storeRow(row, free: storing.free, sum: { accumulators[row][$0] }) { input, column in
+        operand(input, storing.addresses[input], row: row, column)
       }
+    case .load(let index, let column, let register):
+      try load(index, storing.addresses[index], column, into: register)
+    case .finish(let row, let column):
+      try finish(row, column, storing)
+    case .storeBytes(let row, let columns):
+      storeBytes(
+        columns.compactMap { storing.results[row]?[$0] }, zeroPoint: storing.zeroPoint, row: row,
+        column: columns.lowerBound, scratch: storing.free[0])
     }
   }
 
@@ -153,7 +199,6 @@ extension MicrokernelGenerator {
     if case .lanes(let lanes) = tail { registers.removeAll { $0 == lanes } }
     let sums = registers.prefix(packsBytes ? Self.bytesTogether : 1)
     registers.removeFirst(sums.count)
-    prepareBytes()
     a.lea(.r11, Address(.rsp))
     let load = { (column: Int) -> Vec in
       let sum = sums[column % sums.count]
@@ -246,7 +291,7 @@ extension MicrokernelGenerator {
   }
 
   /// Selects the bytes of the last group of vectors, if it is not full.
-  private func prepareBytes() {
+  func prepareBytes() {
     guard packsBytes else { return }
     let count = columnCount(from: (shape.vectors - 1) / Self.bytesTogether * Self.bytesTogether)
     guard count < width.bytes else { return }
@@ -255,46 +300,45 @@ extension MicrokernelGenerator {
   }
 
   /// Applies the epilogue column by column, the operands of a column in registers, and then stores the rows.
-  /// False, with nothing written, when there are too few registers.
-  private func storeByColumns(_ addresses: [R64]) throws(ApusError) -> Bool {
+  /// Nil when there are too few registers.
+  private func storingByColumns(_ rows: Range<Int>, _ addresses: [R64], _ free: [Vec], needed: Int)
+    -> Storing?
+  {
     let read = shape.operands.indices.filter { index in epilogue.contains { $0 == .input(index + 1) } }
     let inner = read.filter { shape.operands[$0] != .full }
-    let needed = try ExpressionEmitter.registersNeeded(
-      epilogue, isa: isa, types: inputTypes, result: shape.resultType)
     let loaded = read.count - inner.count
-    guard needed + loaded + inner.count < free.count else { return false }
-    let held = Dictionary(uniqueKeysWithValues: zip(inner, free))
-    var pool = Array(free.dropFirst(inner.count))
-    var results = accumulators
-    var zeroPoint = 0
+    guard needed + loaded + inner.count < free.count else { return nil }
+    var pieces: [Storing.Piece] = []
     for column in 0..<shape.vectors {
-      for (index, register) in held.sorted(by: { $0.key < $1.key }) {
-        try load(index, addresses[index], column, into: register)
+      for (index, register) in zip(inner, free) {
+        pieces.append(.load(operand: index, column: column, into: register))
       }
-      for row in 0..<rows {
-        let sum = accumulators[row][column]
-        let emitter = ExpressionEmitter(a, isa: isa, free: pool, tail: tail, types: inputTypes) {
-          input in
-          if input == 0 { return .owned(sum) }
-          if let register = held[input - 1] { return .register(register) }
-          return operand(input - 1, addresses[input - 1], row: row, column)
-        }
-        let result = try emitter.emit(
-          epilogue, as: shape.resultType, narrowing: .packing)
-        zeroPoint = emitter.zeroPointLeft
-        results[row][column] = result
-        pool = (pool + [sum]).filter { $0 != result }
-      }
+      for row in rows { pieces.append(.finish(row: row, column: column)) }
     }
-    for row in 0..<rows {
+    for row in rows {
       for first in stride(from: 0, to: shape.vectors, by: Self.bytesTogether) {
         let columns = first..<min(shape.vectors, first + Self.bytesTogether)
-        storeBytes(
-          Array(results[row][columns]), zeroPoint: zeroPoint, row: row, column: first,
-          scratch: pool[0])
+        pieces.append(.storeBytes(row: row, columns: columns))
       }
     }
-    return true
+    return Storing(
+      pieces, addresses, free: Array(free.dropFirst(inner.count)),
+      held: Dictionary(uniqueKeysWithValues: zip(inner, free)))
+  }
+
+  /// Makes the result of one accumulator, which stays in a register.
+  private func finish(_ row: Int, _ column: Int, _ storing: Storing) throws(ApusError) {
+    let sum = accumulators[row][column]
+    let emitter = ExpressionEmitter(a, isa: isa, free: storing.free, tail: tail, types: inputTypes) {
+      input in
+      if input == 0 { return .owned(sum) }
+      if let register = storing.held[input - 1] { return .register(register) }
+      return operand(input - 1, storing.addresses[input - 1], row: row, column)
+    }
+    let result = try emitter.emit(epilogue, as: shape.resultType, narrowing: .packing)
+    storing.zeroPoint = emitter.zeroPointLeft
+    storing.results[row, default: []].append(result)
+    storing.free = (storing.free + [sum]).filter { $0 != result }
   }
 
   /// An operand that is the same for all rows.

@@ -80,6 +80,8 @@ package struct MicrokernelShape: Hashable, Sendable {
   package var linesAhead = 0
   /// Integers to be added to the sums of each row, and of each column.
   package var terms = SumTerms()
+  /// How epilogues run beside sums, if they do.
+  package var overlap: TileOverlap?
 }
 
 /// Which 32-bit integers are added to the sums: what zero points other than zero add up to.
@@ -147,7 +149,7 @@ struct MicrokernelGenerator {
     isa = shape.isa
     width = isa.width
     rows = shape.rowOffsets.count
-    let count = rows * shape.vectors
+    let count = (shape.overlap?.places ?? rows) * shape.vectors
     let masksLanes =
       shape.masksB && shape.isa == .avx2 && shape.lastColumns != shape.isa.lanes
     let needed = count + shape.vectors + 1 + (masksLanes ? 1 : 0)
@@ -160,7 +162,8 @@ struct MicrokernelGenerator {
     let width = shape.isa.width
     let all = (0..<shape.isa.registerCount).map { Vec($0, width) }
     accumulators = (0..<shape.rowOffsets.count).map { row in
-      Array(all[row * shape.vectors..<(row + 1) * shape.vectors])
+      let first = (shape.overlap?.place(of: row) ?? row) * shape.vectors
+      return Array(all[first..<first + shape.vectors])
     }
     var rest = Array(all[count...])
     if shape.lastColumns == isa.lanes {
@@ -181,6 +184,7 @@ struct MicrokernelGenerator {
   }
 
   func generate() throws(ApusError) -> [UInt8] {
+    if let overlap = shape.overlap { return try generate(overlap) }
     a.push(.rbx)
     a.mov(.rcx, argument(Microkernel.Argument.c))
     a.mov(.rbx, argument(Microkernel.Argument.b))
@@ -191,7 +195,11 @@ struct MicrokernelGenerator {
       a.prepareTail(tail, count: shape.lastColumns, scratch: .rax)
     }
     if shape.linesAhead > 0 { a.mov(.r9, argument(Microkernel.Argument.ahead)) }
-    startSums()
+    if let startingOperand {
+      a.mov(.rax, argument(Microkernel.Argument.operands + startingOperand))
+      if let tail { a.prepareTail(tail, count: shape.lastColumns, scratch: .rdx) }
+    }
+    startSums(of: 0..<rows, from: .rax)
     let batch = a.here()
     a.mov(.rax, argument(Microkernel.Argument.a))
     a.add(.rax, Address(.r8))
@@ -223,18 +231,14 @@ struct MicrokernelGenerator {
     return (shape.epilogue.replacing(sum, with: .input(0)), found)
   }
 
-  /// Zeros, or what the epilogue would add; what C holds is added behind the loop, when its lines have
-  /// arrived.
-  private func startSums() {
-    if let startingOperand {
-      a.mov(.rax, argument(Microkernel.Argument.operands + startingOperand))
-      if let tail { a.prepareTail(tail, count: shape.lastColumns, scratch: .rdx) }
-    }
-    for row in 0..<rows {
+  /// Zeros, or what the epilogue would add, which lies at `place`; what C holds is added behind the loop,
+  /// when its lines have arrived.
+  func startSums(of rows: Range<Int>, from place: R64) {
+    for row in rows {
       a.prefetcht0(addressOfC(row, 0))
       for (column, register) in accumulators[row].enumerated() {
         if startingOperand != nil {
-          a.loadTail(register, Address(.rax, column * width.bytes), tail(column))
+          a.loadTail(register, Address(place, column * width.bytes), tail(column))
         } else {
           a.vxorps(register, register, register)
         }
@@ -274,27 +278,31 @@ struct MicrokernelGenerator {
 
   /// One word of K: every accumulator gets one multiply-add.
   private func step(_ k: Int) {
-    let panelBytes = shape.panelBytes
-    let columns = free.prefix(shape.vectors)
     var spare = Array(free.dropFirst(shape.vectors))
     if case .lanes(let lanes) = tail, !shape.masksB { spare.append(lanes) }
+    // What is read next comes from beyond the caches, across pages, where the hardware does not look.
+    for line in 0..<shape.linesAhead {
+      a.prefetcht1(Address(.r9, 64 * (k * shape.linesAhead + line)))
+    }
+    step(0..<rows, offsetInA: 4 * k, offsetInB: k * shape.panelBytes, factors: spare)
+  }
+
+  /// One multiply-add for every accumulator of some rows, by way of the registers `factors`.
+  func step(_ rows: Range<Int>, offsetInA: Int, offsetInB: Int, factors: [Vec]) {
+    let columns = free.prefix(shape.vectors)
     for (index, column) in columns.enumerated() {
       let vectorBytes = isa.lanes * shape.kind.columnBytes
-      let place = Address(.rbx, k * panelBytes + index * vectorBytes)
+      let place = Address(.rbx, offsetInB + index * vectorBytes)
       if shape.kind == .float16Weights {
         a.vcvtph2ps(column, place)
       } else {
         a.loadTail(column, place, shape.masksB ? tail(index) : nil)
       }
     }
-    // What is read next comes from beyond the caches, across pages, where the hardware does not look.
-    for line in 0..<shape.linesAhead {
-      a.prefetcht1(Address(.r9, 64 * (k * shape.linesAhead + line)))
-    }
-    for row in 0..<rows {
-      let element = Address(.rax, shape.rowOffsets[row] + 4 * k)
+    for row in rows {
+      let element = Address(.rax, shape.rowOffsets[row] + offsetInA)
       // An operand that is broadcast in each multiply-add would take as many loads as there are of these.
-      let factor = spare[row % spare.count]
+      let factor = factors[row % factors.count]
       a.vbroadcastss(factor, element)
       for (index, column) in columns.enumerated() {
         multiplyAdd(accumulators[row][index], column, factor)

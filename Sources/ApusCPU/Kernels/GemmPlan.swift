@@ -105,7 +105,7 @@ package final class GemmPlan: Sendable {
         epilogue: epilogue, operands: operands, types: types.filled(operands.count),
         groups: batch.map {
           TiledMultiply.Group(a: $0.a * elementBytes, b: $0.b * elementBytes, c: $0.c)
-        }, terms: terms))
+        }, terms: terms, sumsTogether: tile.sumsTogether))
   }
 
   /// Where one of several products starts in A, B and C, in elements.

@@ -7,14 +7,20 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   package var rows: Int
   /// Vectors of columns of C.
   package var vectors: Int
+  /// Accumulators whose sums grow while the epilogue empties as many others (`TileOverlap`); nil where all grow
+  /// together and the epilogue comes behind them.
+  package var sumsTogether: Int?
 
   /// A tile.
-  package init(rows: Int, vectors: Int) {
+  package init(rows: Int, vectors: Int, sumsTogether: Int? = nil) {
     self.rows = rows
     self.vectors = vectors
+    self.sumsTogether = sumsTogether
   }
 
-  package var description: String { "\(rows)x\(vectors)" }
+  package var description: String {
+    "\(rows)x\(vectors)" + (sumsTogether.map { ", \($0) at a time" } ?? "")
+  }
 
   /// Columns: the width of the panels B is packed in.
   package func columns(_ isa: ISA) -> Int { vectors * isa.lanes }
@@ -27,13 +33,27 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
     return shapes.map { GemmTile(rows: $0, vectors: $1) }
   }
 
+  /// Those whose epilogue runs beside the sums, which pays where sums over so many words of K are short: with
+  /// half of the registers, a long one waits for its multiply-adds.
+  package static func overlapping(_ isa: ISA, _ kind: ProductKind, words: Int) -> [GemmTile] {
+    guard isa == .avx512, words <= TileOverlap.mostWords else { return [] }
+    switch kind {
+    case .int8:
+      return [(16, 4, 8), (18, 3, 9), (20, 2, 10)].map {
+        GemmTile(rows: $0, vectors: $1, sumsTogether: $2)
+      }
+    case .bfloat16: return [GemmTile(rows: 24, vectors: 3, sumsTogether: 12)]
+    case .float32, .float16Weights, .int16: return []
+    }
+  }
+
   /// The share of the peak that this tile reaches for `n` columns and rows that come in runs of `run`
   /// (all rows of a matrix, or the pixels of one output row), `stride` elements apart in A. Fitted to
   /// measurements.
   package func efficiency(run: Int, n: Int, stride: Int, isa: ISA) -> Double {
     let used = (n + isa.lanes - 1) / isa.lanes
     let tiles = (run + rows - 1) / rows
-    let height = Double(run) / Double(tiles)
+    let height = sumsTogether.map { Double($0 / vectors) } ?? Double(run) / Double(tiles)
     // Columns in use, averaged over the panels.
     let columns = Double(used) / Double((used + vectors - 1) / vectors)
     // Accumulators enough to cover the latency of a multiply-add; every row and every vector of columns

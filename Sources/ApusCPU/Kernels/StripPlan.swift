@@ -286,7 +286,7 @@ package final class StripPlan: Sendable {
           blocks: [TiledMultiply.KBlock(first: 0, count: 1, k: k, start: 0)], k: k,
           n: s.outChannels, vectors: tile.vectors, ldb: nil, ldc: s.outChannels, ldo: s.outChannels,
           epilogue: stage.epilogue, operands: stage.operands,
-          types: stage.types.filled(stage.operands.count))))
+          types: stage.types.filled(stage.operands.count), sumsTogether: tile.sumsTogether)))
   }
 
   /// Computes the last stage's result.

@@ -89,6 +89,8 @@ package final class TiledMultiply: Sendable {
     package var groupsShareRows = false
     /// Terms lie one after the other for the rows, and the columns of whole panels, of all groups.
     package var terms = SumTerms()
+    /// Accumulators that grow while the epilogue empties as many others; nil where it runs behind all sums.
+    package var sumsTogether: Int?
 
     /// Columns of a panel.
     var nr: Int { vectors * isa.lanes }
@@ -155,26 +157,42 @@ package final class TiledMultiply: Sendable {
     linesAhead = plan.ldb != nil ? 0 : (lines + tasks.tilesPerBlock - 1) / tasks.tilesPerBlock
     let lanes = plan.isa.lanes
     let lastColumns = plan.n - (panels - 1) * plan.nr
+    let words = try Self.words(plan)
     var kernels: [Microkernel] = []
     for last in [false, true] {
       if !last && panels == 1 { continue }
       for (index, pattern) in plan.patterns.enumerated() {
         let columns = last ? lastColumns : plan.nr
+        let vectors = (columns + lanes - 1) / lanes
         kernels.append(
           try Microkernel(
             MicrokernelShape(
-              rowOffsets: pattern, vectors: (columns + lanes - 1) / lanes,
+              rowOffsets: pattern, vectors: vectors,
               panelBytes: panelBytes, masksB: plan.ldb != nil,
               lastColumns: (columns - 1) % lanes + 1,
               rowsOfC: plan.patternsOfC?[index] ?? pattern.indices.map { $0 * plan.ldc },
               rowsOfOperands: plan.patternsOfC?[index] ?? pattern.indices.map { $0 * plan.ldo },
               epilogue: plan.epilogue, operands: plan.operands,
               operandTypes: plan.types.operands, resultType: plan.types.result,
-              kind: plan.types.kind, isa: plan.isa, linesAhead: linesAhead, terms: plan.terms)))
+              kind: plan.types.kind, isa: plan.isa, linesAhead: linesAhead, terms: plan.terms,
+              overlap: plan.sumsTogether.map {
+                TileOverlap(rows: min(pattern.count, max(1, $0 / vectors)), words: words)
+              })))
       }
     }
     self.kernels = kernels
     codes = StableTable(kernels.map(\.code))
+  }
+
+  /// Where the words of K lie from the start of a row of A, where code depends on it.
+  private static func words(_ plan: Plan) throws(ApusError) -> [Int] {
+    guard plan.sumsTogether != nil else { return [] }
+    guard plan.blocks.count == 1, let block = plan.blocks.first, plan.ldb == nil else {
+      throw ApusError(.notYetSupported, "sums in several parts have no epilogue beside them")
+    }
+    return (0..<block.count).flatMap { member in
+      (0..<block.k).map { plan.offsets[block.first + member] + 4 * $0 }
+    }
   }
 
   /// How the work is divided into tasks.

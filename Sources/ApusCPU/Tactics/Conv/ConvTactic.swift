@@ -25,9 +25,10 @@ struct ConvTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(isa).map { tile in
-      ["mr": tile.rows, "nv": tile.vectors]
-    }
+    guard case .success(let conv) = ConvProblem.read(problem) else { return [] }
+    let words = ConvPlan.words(conv.shape, conv.types.kind)
+    return (GemmTile.candidates(isa) + GemmTile.overlapping(isa, conv.types.kind, words: words))
+      .map(\.configuration)
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {

@@ -112,8 +112,14 @@ struct StripTactic: Tactic {
   {
     guard !stages[index].shape.isDepthwise else { return nil }
     let vectors = configuration[index == 0 ? "in" : "out"]
-    return GemmTile.candidates(isa).first { $0.vectors == vectors }
+    let words = stages[index].shape.inChannels / stages[index].types.kind.interleave
+    let tiles =
+      words <= Self.shortSum ? GemmTile.overlapping(isa, stages[index].types.kind, words: words) : []
+    return (tiles + GemmTile.candidates(isa)).first { $0.vectors == vectors }
   }
+
+  /// Sums over so few words of K are always faster with their epilogues beside them.
+  private static let shortSum = 12
 
   /// About what a strip takes between the stages.
   private static func bytes(_ stages: [StripPlan.Stage], rows: Int) -> Int {

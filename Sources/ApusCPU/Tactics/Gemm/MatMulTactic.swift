@@ -46,9 +46,11 @@ struct MatMulTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(isa).map { tile in
-      ["mr": tile.rows, "nv": tile.vectors]
-    }
+    let anchored = AnchoredProblem(problem)
+    guard let sizes = sizes(anchored), let kind = anchored.types?.kind else { return [] }
+    let words = (sizes.k + kind.interleave - 1) / kind.interleave
+    return (GemmTile.candidates(isa) + GemmTile.overlapping(isa, kind, words: words))
+      .map(\.configuration)
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
@@ -103,7 +105,15 @@ struct MatMulKernel: Kernel {
 extension GemmTile {
   /// The tile that a configuration names.
   init(_ configuration: TacticConfiguration) {
-    self.init(rows: configuration["mr"] ?? 8, vectors: configuration["nv"] ?? 2)
+    self.init(
+      rows: configuration["mr"] ?? 8, vectors: configuration["nv"] ?? 2,
+      sumsTogether: configuration["sums"])
+  }
+
+  /// The configuration that names the tile.
+  var configuration: TacticConfiguration {
+    guard let sumsTogether else { return ["mr": rows, "nv": vectors] }
+    return ["mr": rows, "nv": vectors, "sums": sumsTogether]
   }
 }
 

@@ -12,11 +12,16 @@ public struct CalibrationTable: Sendable, Hashable {
     public var range: ActivationRange
     /// The mean of each channel, for correcting biases; empty where there is none.
     public var channelMeans: [Double]
+    /// What each channel's bytes stand for, where channels have steps of their own; empty elsewhere.
+    public var channelRanges: [ActivationRange]
 
     /// Creates an entry.
-    public init(range: ActivationRange, channelMeans: [Double] = []) {
+    public init(
+      range: ActivationRange, channelMeans: [Double] = [], channelRanges: [ActivationRange] = []
+    ) {
       self.range = range
       self.channelMeans = channelMeans
+      self.channelRanges = channelRanges
     }
   }
 
@@ -50,7 +55,8 @@ public struct CalibrationTable: Sendable, Hashable {
   private static let header = "apus calibration cache 1"
 
   /// The text form: a line of head data each, then `name, lower, upper, scale, zero point, means` of the
-  /// tensors by tabs, then second moments by products; sorted, so that equal tables are equal files.
+  /// tensors by tabs, then `lower:upper` of their channels where these have steps of
+  /// their own, then second moments by products; sorted, so that equal tables are equal files.
   public var text: String {
     var lines = [
       Self.header, "model\t\(Checksum.hex(modelHash))", "calibrator\t\(calibrator)",
@@ -60,6 +66,10 @@ public struct CalibrationTable: Sendable, Hashable {
       let range = entry.range
       let means = entry.channelMeans.map { "\(Float($0))" }.joined(separator: " ")
       return "tensor\t\(name)\t\(range.lower)\t\(range.upper)\t\(range.scale)\t\(range.zeroPoint)\t\(means)"
+    }.sorted()
+    lines += entries.filter { !$1.channelRanges.isEmpty }.map { name, entry in
+      let ranges = entry.channelRanges.map { "\($0.lower):\($0.upper)" }.joined(separator: " ")
+      return "channels\t\(name)\t\(ranges)"
     }.sorted()
     lines += scaling.lines
     lines += moments.map { name, moments in
@@ -103,11 +113,15 @@ public struct CalibrationTable: Sendable, Hashable {
       isRandom = fields.count == 3
     case ("tensor", 7):
       let means = fields[6].split(separator: " ").map { Double($0) }
-      guard let lower = Double(fields[2]), let upper = Double(fields[3]), Float(lower).isFinite,
-        Float(upper - lower).isFinite, lower <= 0, upper >= 0, !means.contains(nil)
-      else { return false }
-      entries[fields[1]] = Entry(
-        range: ActivationRange(lower: lower, upper: upper), channelMeans: means.compactMap { $0 })
+      guard let range = Self.range(fields[2], fields[3]), !means.contains(nil) else { return false }
+      entries[fields[1]] = Entry(range: range, channelMeans: means.compactMap { $0 })
+    case ("channels", 3):
+      let ranges = fields[2].split(separator: " ").map { text -> ActivationRange? in
+        let ends = text.split(separator: ":")
+        return ends.count == 2 ? Self.range(String(ends[0]), String(ends[1])) : nil
+      }
+      guard entries[fields[1]] != nil, !ranges.contains(nil) else { return false }
+      entries[fields[1]]?.channelRanges = ranges.compactMap { $0 }
     case ("moments", 5):
       guard let read = WeightMoments(fields: fields[2...]) else { return false }
       moments[fields[1]] = read
@@ -115,6 +129,13 @@ public struct CalibrationTable: Sendable, Hashable {
     default: return false
     }
     return true
+  }
+
+  private static func range(_ lower: String, _ upper: String) -> ActivationRange? {
+    guard let lower = Double(lower), let upper = Double(upper), Float(lower).isFinite,
+      Float(upper - lower).isFinite, lower <= 0, upper >= 0
+    else { return nil }
+    return ActivationRange(lower: lower, upper: upper)
   }
 
   /// Reads a cache file; nil when there is none.

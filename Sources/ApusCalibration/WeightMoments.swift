@@ -9,7 +9,7 @@ public struct WeightMoments: Sendable, Hashable {
   /// How many rows they are the means of.
   public let count: Int
   /// The mean square of every number.
-  let squares: [Float]
+  private(set) var squares: [Float]
   /// What stands above the diagonals of the blocks, divided by the roots of both mean squares.
   let correlations: [Int16]
 
@@ -42,6 +42,16 @@ public struct WeightMoments: Sendable, Hashable {
     }
     self.squares = squares
     self.correlations = correlations
+  }
+
+  /// The moments of the same numbers divided by something of each channel of one group.
+  public func divided(by scales: [Double]) -> WeightMoments {
+    var result = self
+    for index in squares.indices where !scales.isEmpty {
+      let scale = scales[index * scales.count / squares.count]
+      result.squares[index] /= Float(scale * scale)
+    }
+    return result
   }
 
   /// How rows of weights are rounded that multiply such numbers.

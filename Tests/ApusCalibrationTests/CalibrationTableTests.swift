@@ -11,7 +11,9 @@ import Testing
     var table = CalibrationTable(
       entries: [
         "a b": .init(range: ActivationRange(lower: -1.5, upper: 2), channelMeans: [0.25, -1]),
-        "z": .init(range: ActivationRange(lower: 0, upper: 6)),
+        "z": .init(
+          range: ActivationRange(lower: -2, upper: 6),
+          channelRanges: [ActivationRange(lower: -2, upper: 4.5), ActivationRange(lower: 0, upper: 6)]),
       ], calibrator: .percentile(99.9), modelHash: 0xfeed_beef, sampleCount: 12, isRandom: true)
     table.scaling.outputs["conv"] = [0, -3, 2]
     table.scaling.inputs["next"] = [0, -3, 2]
@@ -35,7 +37,10 @@ import Testing
       #expect(error?.code == .malformedFile && error?.hint != nil)
     }
     for line in ["tensor\tx\tnan\t1\t1\t0\t", "tensor\tx\t1\t2\t1\t0\t", "divide\tx\t1 2 900", "what",
-      "divide\tx\t-9223372036854775808", "tensor\tx\t-1e300\t1e300\t1\t0\t"] {
+      "divide\tx\t-9223372036854775808", "channels\tx\t0:1", "channels\tz\t0:1",
+      "tensor\tx\t0\t1\t1\t0\t\nchannels\tx\t1:2", "tensor\tx\t0\t1\t1\t0\t\nchannels\tx\t0:nan",
+      "tensor\tx\t0\t1\t1\t0\t\nchannels\tx\t-1e300:1e300", "tensor\tx\t0\t1\t1\t0\t\nchannels\tx\t0:1:2",
+      "tensor\tx\t-1e300\t1e300\t1\t0\t"] {
       #expect(throws: ApusError.self) {
         try CalibrationTable(parsing: "apus calibration cache 1\n\(line)\n")
       }

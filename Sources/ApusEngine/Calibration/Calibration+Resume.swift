@@ -7,7 +7,7 @@ import ApusTensor
 
 /// What an interrupted calibration leaves beside its cache, so that the next one goes on from there.
 extension Calibration {
-  private static let header = "apus calibration state 1"
+  private static let header = "apus calibration state 2"
 
   /// The state after the batches so far.
   package var stateText: String {
@@ -16,8 +16,10 @@ extension Calibration {
       "seen\t\(batchCount)\t\(sampleCount)\t\(Checksum.hex(seen.value))",
     ]
     lines += watched.map { "tensor\t\($0.name)\t\($0.histogram.text)" }
-    lines += operands.map {
-      "means\t\($0.name)\t\($0.means.count)\t\($0.means.sums.map { "\($0)" }.joined(separator: " "))"
+    lines += operands.map { operand in
+      let means = operand.means
+      let channels = means.sums.indices.map { "\(means.sums[$0]):\(means.lower[$0]):\(means.upper[$0])" }
+      return "means\t\(operand.name)\t\(means.count)\t\(channels.joined(separator: " "))"
     }
     lines += samplers.map { "rows\t\($0.node)\t\($0.text)" }
     return lines.joined(separator: "\n") + "\n"
@@ -54,9 +56,8 @@ extension Calibration {
         guard let histogram = MagnitudeHistogram(parsing: fields[2]) else { return nil }
         histograms[fields[1]] = histogram
       case ("means", 4):
-        let sums = fields[3].split(separator: " ").map { Double($0) }
-        guard let count = Int(fields[2]), !sums.contains(nil) else { return nil }
-        means[fields[1]] = ChannelMeans(sums: sums.compactMap { $0 }, count: count)
+        guard let read = ChannelMeans(count: fields[2], channels: fields[3]) else { return nil }
+        means[fields[1]] = read
       case ("rows", 3):
         rows[fields[1]] = fields[2]
       default: return nil
@@ -73,5 +74,22 @@ extension Calibration {
     for index in operands.indices { operands[index].means = means[operands[index].name]! }
     self.samplers = samplers
     return progress
+  }
+}
+
+extension ChannelMeans {
+  /// Reads `sum:lower:upper` of every channel; nil when they are damaged.
+  fileprivate init?(count: String, channels: String) {
+    guard let count = Int(count), count >= 0 else { return nil }
+    self.init(count: count)
+    for channel in channels.split(separator: " ") {
+      let numbers = channel.split(separator: ":").map { Double($0) ?? .nan }
+      guard numbers.count == 3, numbers.allSatisfy(\.isFinite), numbers[1] <= 0, numbers[2] >= 0 else {
+        return nil
+      }
+      sums.append(numbers[0])
+      lower.append(Float(numbers[1]))
+      upper.append(Float(numbers[2]))
+    }
   }
 }

@@ -263,7 +263,24 @@ public final class Calibration {
       guard let range = ranges[operand.root] else { continue }
       table.entries[operand.name] = CalibrationTable.Entry(
         range: range, channelMeans: operand.means.values)
+      if inputs.contains(where: { $0.name == operand.name }), operand.root == operand.name {
+        setChannels(of: operand, range, &table)
+      }
     }
     return table
+  }
+
+  /// Channels of the network's own input have steps of their own where these are not longer: those of an image
+  /// are then its very bytes, and nothing is lost by rounding them.
+  private func setChannels(
+    of operand: Operand, _ range: ActivationRange, _ table: inout CalibrationTable
+  ) {
+    let ranges = operand.means.ranges
+    guard let lower = ranges.map(\.lower).min(), let upper = ranges.map(\.upper).max(),
+      ranges.allSatisfy({ !$0.isEmpty && $0.scale <= range.scale * 1.001 }),
+      ranges.contains(where: { $0.lower < 0 || $0.scale < range.scale * 0.999 })
+    else { return }
+    table.entries[operand.name]?.channelRanges = ranges
+    table.entries[operand.name]?.range = ActivationRange(lower: lower, upper: upper)
   }
 }

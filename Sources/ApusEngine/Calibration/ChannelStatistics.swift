@@ -1,11 +1,15 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
+import ApusCalibration
 import ApusTensor
 
-/// The means of the channels of a tensor over batches.
+/// The means of the channels of a tensor over batches, and how far they reach.
 struct ChannelMeans {
   var sums: [Double] = []
+  /// The smallest and the largest number of each channel, and zero.
+  var lower: [Float] = []
+  var upper: [Float] = []
   var count = 0
 
   /// Adds a batch; sizes of a tensor of another number of channels are passed over.
@@ -14,15 +18,24 @@ struct ChannelMeans {
     let channels = tensor.shape[axis]
     let inner = tensor.shape[(axis + 1)...].reduce(1, *)
     let outer = tensor.shape[..<axis].reduce(1, *)
-    if sums.isEmpty { sums = Array(repeating: 0, count: channels) }
+    if sums.isEmpty {
+      sums = Array(repeating: 0, count: channels)
+      (lower, upper) = (Array(repeating: 0, count: channels), Array(repeating: 0, count: channels))
+    }
     guard sums.count == channels else { return }
     tensor.withElements(of: Float.self) { values in
       for block in 0..<outer {
         for channel in 0..<channels {
           let start = (block * channels + channel) * inner
-          var sum: Float = 0
-          for index in start..<start + inner { sum += values[index] }
+          var (sum, low, high) = (Float(0), lower[channel], upper[channel])
+          for index in start..<start + inner {
+            let value = values[index]
+            sum += value
+            low = min(low, value)
+            high = max(high, value)
+          }
           sums[channel] += Double(sum)
+          (lower[channel], upper[channel]) = (low, high)
         }
       }
     }
@@ -31,6 +44,11 @@ struct ChannelMeans {
 
   /// The means; empty when nothing was added.
   var values: [Double] { count == 0 ? [] : sums.map { $0 / Double(count) } }
+
+  /// The ranges of the channels.
+  var ranges: [ActivationRange] {
+    zip(lower, upper).map { ActivationRange(lower: Double($0), upper: Double($1)) }
+  }
 }
 
 /// The largest magnitudes of the channels of a tensor.

@@ -71,7 +71,9 @@ package struct RangeSearch {
   private func worstTensors(_ errors: [String: Double]) -> [RangedTensor] {
     var tensors: [String: RangedTensor] = [:]
     for layer in study.layers {
-      guard let rounded = layer.rounded, let error = errors[layer.name] else { continue }
+      guard let rounded = layer.rounded, let error = errors[layer.name],
+        study.table.entries[rounded.operand]?.channelRanges.isEmpty ?? true
+      else { continue }
       tensors[rounded.range, default: RangedTensor()].operands.insert(rounded.operand)
       tensors[rounded.range]?.layers.append(layer.name)
       tensors[rounded.range]?.error += error

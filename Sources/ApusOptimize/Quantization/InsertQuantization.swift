@@ -50,8 +50,14 @@ public struct InsertQuantization: Pass {
         continue
       }
       guard context.claim(name, node.name) else { continue }
-      let x = try quantized(product.input, entry.range, &rounded, &graph)
-      try round(product.node, x, entry, &graph)
+      let steps = ChannelSteps(product, entry, graph)
+      let x: ValueID
+      if let steps {
+        x = try steps.quantize(product, &graph)
+      } else {
+        x = try quantized(product.input, entry.range, &rounded, &graph)
+      }
+      try round(product.node, x, entry, steps, &graph)
       count += 1
     }
     return count
@@ -83,15 +89,17 @@ public struct InsertQuantization: Pass {
 
   /// Rounds the weights of a product and gives it the rounded left side.
   private func round(
-    _ id: NodeID, _ x: ValueID, _ entry: CalibrationTable.Entry, _ graph: inout Graph
+    _ id: NodeID, _ x: ValueID, _ entry: CalibrationTable.Entry, _ steps: ChannelSteps?,
+    _ graph: inout Graph
   ) throws(ApusError) {
     let node = graph[id]
-    guard let weightsID = node.inputs[1], let weights = graph[weightsID].constant else { return }
+    guard let weightsID = node.inputs[1], var weights = graph[weightsID].constant else { return }
     let axis = node.op is Conv ? 0 : 1
+    if let steps { weights = try steps.multiplied(weights) }
     let result = try known.result(of: node.name) { () throws(ApusError) in
       try WeightQuantization.perChannel(
         weights, axis: axis, searchesClipping: options.searchesWeightClipping,
-        rounding: rounding(of: node, weights))
+        rounding: rounding(of: node, weights, steps))
     }
     let bytes = graph.addConstant(graph.uniqueName("\(node.name).weights"), result.bytes)
     let scales = graph.addConstant(graph.uniqueName("\(node.name).scales"), result.scales)
@@ -101,19 +109,20 @@ public struct InsertQuantization: Pass {
     graph.setInput(id, 1, to: back[0])
     if options.correctsBias {
       try BiasCorrection(weights, result, axis: axis).apply(
-        to: id, means: entry.channelMeans, &graph)
+        to: id, means: steps?.divided(entry.channelMeans) ?? entry.channelMeans, &graph)
     }
+    try steps?.shiftBias(of: id, result, &graph)
   }
 }
 
 extension InsertQuantization {
   /// How the weights of a product are rounded together: by what they were seen to multiply, or as windows
   /// over pixels usually are.
-  private func rounding(of node: Node, _ weights: Tensor) -> RowRounding? {
+  private func rounding(of node: Node, _ weights: Tensor, _ steps: ChannelSteps?) -> RowRounding? {
     guard options.correctsRounding else { return nil }
     let columns = node.op is Conv ? weights.shape.dropFirst().reduce(1, *) : weights.shape[0]
     if let moments = table.moments[node.name], moments.blocks.rowCount == columns,
-      let rounding = moments.rounding
+      let rounding = (steps.map { moments.divided(by: $0.scales) } ?? moments).rounding
     {
       return rounding
     }

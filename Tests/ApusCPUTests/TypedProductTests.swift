@@ -10,8 +10,7 @@ import ApusTestSupport
 import Testing
 
 /// Products of narrow types, around the edges of words, tiles and panels.
-@Suite(.enabled(if: CPUFeatures.host.avx512VNNI && CPUFeatures.host.avx512BF16))
-struct TypedProductTests {
+@Suite struct TypedProductTests {
   private let pool = ThreadPool(threadCount: 2)
   private func integers(_ type: DataType, _ shape: [Int]) throws -> Tensor {
     var generator = SeededGenerator(seed: UInt64(shape.reduce(1, *)) + 7)
@@ -52,14 +51,14 @@ struct TypedProductTests {
     return result
   }
 
-  @Test func sumsOfBytesAreExact() throws {
+  @Test(arguments: byteISAs) func sumsOfBytesAreExact(isa: ISA) throws {
     for (m, n, k) in Self.sizes {
       let a = try GuardedTensor(integers(.uint8, [m, k]))
       let b = try integers(.int8, [k, n])
       let want = reference(a.tensor, b)
-      for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
+      for tile in [nil] + GemmTile.candidates(isa).map(Optional.some) {
         let plan = try GemmPlan(
-          m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
+          m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: isa,
           types: ProductTypes(.int8))
         let c = try GuardedTensor(Tensor(.int32, shape: [m, n]))
         let scratch = GuardedBuffer(count: plan.workspaceByteCount / 4)
@@ -71,7 +70,7 @@ struct TypedProductTests {
     }
   }
 
-  @Test func bytesAreScaledAddedAndRoundedBehindTheSums() throws {
+  @Test(arguments: byteISAs) func bytesAreScaledAddedAndRoundedBehindTheSums(isa: ISA) throws {
     let sum = ScalarExpr.cast(.input(0) + .input(1), .float32) * .input(2)
     let residual = (ScalarExpr.cast(.input(3), .float32) - .const(12)) * .const(0.25)
     for (m, n, k) in Self.sizes {
@@ -88,9 +87,9 @@ struct TypedProductTests {
       for (type, zero) in [(DataType.uint8, 0), (.uint8, 17), (.int8, 0), (.int8, -9)] {
         let quantization = ScalarQuantization(
           steps: .max(.const(0), sum + residual) / .const(0.125), zeroPoint: zero, type: type)
-        for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
+        for tile in [nil] + GemmTile.candidates(isa).map(Optional.some) {
           let plan = try GemmPlan(
-            m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
+            m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: isa,
             epilogue: quantization.expression, operands: [.perColumn, .perColumn, .full],
             types: ProductTypes(.int8, result: type, operands: [.int32, .float32, .uint8]))
           let c = try GuardedTensor(Tensor(type, shape: [m, n]))
@@ -120,7 +119,7 @@ struct TypedProductTests {
     }
   }
 
-  @Test func shortFloatsAreSummedInSinglePrecision() throws {
+  @Test(.enabled(if: CPUFeatures.host.avx512BF16)) func shortFloatsAreSummedInSinglePrecision() throws {
     for (m, n, k) in Self.sizes {
       let a = try GuardedTensor(floats(.bfloat16, [m, k]))
       let b = try floats(.bfloat16, [k, n], seed: 4)
@@ -157,7 +156,7 @@ struct TypedProductTests {
     }
   }
 
-  @Test func convolutionsOfBytesPadWithTheZeroPoint() throws {
+  @Test(arguments: byteISAs) func convolutionsOfBytesPadWithTheZeroPoint(isa: ISA) throws {
     let shapes = [
       convShape(1, (9, 8), (5, 32), kernel: (1, 1)),
       convShape(1, (9, 8), (5, 32), kernel: (1, 1), stride: (2, 2)),
@@ -183,9 +182,9 @@ struct TypedProductTests {
       let columnSums = (0..<s.outChannels).map { column in
         (0..<depth).reduce(0.0) { $0 + values[$1 * s.outChannels + column] }
       }
-      for tile in [nil] + GemmTile.candidates(.avx512).map(Optional.some) {
+      for tile in [nil] + GemmTile.candidates(isa).map(Optional.some) {
         let plan = try ConvPlan(
-          s, tile: tile, isa: .avx512, types: ProductTypes(.int8), padValue: zero)
+          s, tile: tile, isa: isa, types: ProductTypes(.int8), padValue: zero)
         let packed = try GuardedTensor(
           PackedLayout(
             batch: s.groups, rows: depth, columns: s.outChannels / s.groups, width: plan.nr,

@@ -9,6 +9,8 @@ import CApusShims
 package enum ISA: String, Hashable, Sendable {
   /// 512-bit vectors with masks: AVX-512 F, VL, BW and DQ.
   case avx512
+  /// The next with products of bytes (AVX-VNNI): CPUs of today without 512-bit vectors.
+  case avx2VNNI = "avx2-vnni"
   /// 256-bit vectors with fused multiply-add and BMI2.
   case avx2
   /// No generated code.
@@ -24,12 +26,9 @@ package enum ISA: String, Hashable, Sendable {
   /// The family in use: the best the machine has, or what `APUS_CPU_ISA` asks for if the machine has
   /// it.
   package static let current: ISA = {
-    let best = CPUFeatures.host.best
-    switch (ISA(rawValue: Knobs.cpuISA.text), best) {
-    case (.portable, _): return .portable
-    case (.avx2, .avx512), (.avx2, .avx2): return .avx2
-    default: return best
-    }
+    let host = CPUFeatures.host
+    if let wanted = ISA(rawValue: Knobs.cpuISA.text), host.families.contains(wanted) { return wanted }
+    return host.best
   }()
 }
 
@@ -39,6 +38,7 @@ package struct CPUFeatures: Hashable, Sendable {
   package var fma = false
   package var bmi2 = false
   package var f16c = false
+  package var avxVNNI = false
   package var avx512 = false
   package var avx512VNNI = false
   package var avx512BF16 = false
@@ -46,8 +46,28 @@ package struct CPUFeatures: Hashable, Sendable {
   /// The model as the processor names itself.
   package var name = ""
 
+  /// Nothing.
+  package init() {}
+
+  /// The families this machine can run, the best one first.
+  package var families: [ISA] {
+    let hasAVX2 = avx2 && fma && bmi2
+    return (avx512 ? [.avx512] : []) + (hasAVX2 && avxVNNI ? [.avx2VNNI] : [])
+      + (hasAVX2 ? [.avx2] : []) + [.portable]
+  }
+
   /// The best family this machine can run.
-  package var best: ISA { avx512 ? .avx512 : avx2 && fma && bmi2 ? .avx2 : .portable }
+  package var best: ISA { families.first ?? .portable }
+
+  /// The names of what is there, for people.
+  package var names: [String] {
+    let all: [(String, Bool)] = [
+      ("avx2", avx2), ("fma", fma), ("bmi2", bmi2), ("f16c", f16c), ("avx-vnni", avxVNNI),
+      ("avx512", avx512), ("avx512-vnni", avx512VNNI), ("avx512-bf16", avx512BF16),
+      ("avx512-vbmi", avx512VBMI),
+    ]
+    return all.filter(\.1).map(\.0)
+  }
 
   /// The machine we run on.
   package static let host = CPUFeatures.detect()
@@ -79,6 +99,7 @@ package struct CPUFeatures: Hashable, Sendable {
     features.avx512 = zmmSaved && features.avx2 && features.fma && features.bmi2 && parts
     features.avx512VNNI = features.avx512 && bit(extended[2], 11)
     features.avx512VBMI = features.avx512 && bit(extended[2], 1)
+    features.avxVNNI = features.avx2 && extended[0] >= 1 && bit(more[0], 4)
     features.avx512BF16 = features.avx512 && extended[0] >= 1 && bit(more[0], 5)
     features.name = brand()
     return features

@@ -149,9 +149,10 @@ struct MicrokernelGenerator {
     rows = shape.rowOffsets.count
     let count = rows * shape.vectors
     let masksLanes =
-      shape.masksB && shape.isa == .avx2 && shape.lastColumns != shape.isa.lanes
+      shape.masksB && shape.isa != .avx512 && shape.lastColumns != shape.isa.lanes
     let needed = count + shape.vectors + 1 + (masksLanes ? 1 : 0)
     guard isa != .portable, rows > 0, shape.vectors > 0, needed <= isa.registerCount,
+      shape.kind != .int8 || ElementAccess.supports(.int8, isa),
       !shape.masksB || shape.kind != .float16Weights
     else {
       throw ApusError(
@@ -168,7 +169,7 @@ struct MicrokernelGenerator {
     } else if isa == .avx512 {
       tail = .mask(Mask(7))
     } else {
-      tail = .lanes(rest.removeLast())
+      tail = .lanes(rest.removeLast(), count: shape.lastColumns)
     }
     free = rest
   }
@@ -216,7 +217,7 @@ struct MicrokernelGenerator {
         && shape.epilogue.contains { $0 == sum }
         && shape.epilogue.replacing(sum, with: .const(0)).useCounts()[0] == nil
     }
-    guard let found, shape.kind == .int8, shape.resultType != .int32, shape.isa == .avx512 else {
+    guard let found, shape.kind == .int8, shape.resultType != .int32 else {
       return (shape.epilogue, nil)
     }
     let sum = ScalarExpr.input(0) + .input(found + 1)
@@ -277,7 +278,7 @@ struct MicrokernelGenerator {
     let panelBytes = shape.panelBytes
     let columns = free.prefix(shape.vectors)
     var spare = Array(free.dropFirst(shape.vectors))
-    if case .lanes(let lanes) = tail, !shape.masksB { spare.append(lanes) }
+    if case .lanes(let lanes, _) = tail, !shape.masksB { spare.append(lanes) }
     for (index, column) in columns.enumerated() {
       let vectorBytes = isa.lanes * shape.kind.columnBytes
       let place = Address(.rbx, k * panelBytes + index * vectorBytes)
@@ -306,6 +307,7 @@ struct MicrokernelGenerator {
     switch shape.kind {
     case .float32, .float16Weights: a.vfmadd231ps(sum, column, factor)
     case .bfloat16: a.vdpbf16ps(sum, column, factor)
+    case .int8 where isa == .avx2VNNI: a.vexVpdpbusd(sum, factor, column)
     case .int8: a.vpdpbusd(sum, factor, column)
     case .int16: a.vpdpwssd(sum, column, factor)
     }

@@ -27,4 +27,9 @@ import Testing
     #expect(ElementAccess.supports(.uint8, .avx2VNNI) && !ElementAccess.supports(.uint8, .avx2))
     #expect(CPUFeatures.host.families.contains(.current))
   }
+
+  @Test func tilesAreAskedForOnlyWhereTheyExist() {
+    #expect(CPUFeatures.host.amxTile || !CPUFeatures.requestTiles)
+    #expect(CPUFeatures.host.amxTile || !(CPUFeatures.host.amxInt8 || CPUFeatures.host.amxBF16))
+  }
 }

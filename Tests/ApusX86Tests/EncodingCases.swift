@@ -17,7 +17,7 @@ private func at(_ base: R64, _ index: R64, _ scale: Int, _ displacement: Int = 0
 
 /// Instructions in the GNU assembler's Intel syntax with the calls that must give the same bytes.
 let encodingCases: [(String, @Sendable (Assembler) -> Void)] =
-  generalCases + addressCases + moveCases + vectorCases + pieceCases
+  generalCases + addressCases + moveCases + vectorCases + pieceCases + tileCases
 
 private let generalCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("mov rbx, r15", { $0.mov(.rbx, .r15) }),
@@ -243,4 +243,21 @@ private let pieceCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vmovq [r13], xmm12", { $0.vmovq(at(.r13), x(12)) }),
   ("vpshufb ymm1, ymm2, ymm13", { $0.vpshufb(y(1), y(2), y(13)) }),
   ("vpermq ymm1, ymm13, 8", { $0.vpermq(y(1), y(13), 8) }),
+]
+
+private let tileCases: [(String, @Sendable (Assembler) -> Void)] = [
+  ("ldtilecfg [rsp+64]", { $0.ldtilecfg(at(.rsp, 64)) }),
+  ("ldtilecfg [r9+r10*2]", { $0.ldtilecfg(at(.r9, .r10, 2)) }),
+  ("sttilecfg [rsi]", { $0.sttilecfg(at(.rsi)) }),
+  ("tilerelease", { $0.tilerelease() }),
+  ("tilezero tmm0", { $0.tilezero(Tile(0)) }),
+  ("tilezero tmm5", { $0.tilezero(Tile(5)) }),
+  ("tileloadd tmm3, [rax+rbx*1]", { $0.tileloadd(Tile(3), at(.rax, .rbx, 1)) }),
+  ("tileloadd tmm7, [r13+r8*4+1024]", { $0.tileloadd(Tile(7), at(.r13, .r8, 4, 1024)) }),
+  ("tilestored [rcx+r11*1+64], tmm2", { $0.tilestored(at(.rcx, .r11, 1, 64), Tile(2)) }),
+  ("tdpbssd tmm1, tmm2, tmm3", { $0.tdpbssd(Tile(1), Tile(2), Tile(3)) }),
+  ("tdpbsud tmm0, tmm6, tmm7", { $0.tdpbsud(Tile(0), Tile(6), Tile(7)) }),
+  ("tdpbusd tmm5, tmm4, tmm1", { $0.tdpbusd(Tile(5), Tile(4), Tile(1)) }),
+  ("tdpbuud tmm7, tmm0, tmm2", { $0.tdpbuud(Tile(7), Tile(0), Tile(2)) }),
+  ("tdpbf16ps tmm3, tmm1, tmm6", { $0.tdpbf16ps(Tile(3), Tile(1), Tile(6)) }),
 ]

@@ -43,6 +43,10 @@ package struct CPUFeatures: Hashable, Sendable {
   package var avx512VNNI = false
   package var avx512BF16 = false
   package var avx512VBMI = false
+  /// Tiles (AMX), which a process must ask for with `requestTiles` before it uses them.
+  package var amxTile = false
+  package var amxInt8 = false
+  package var amxBF16 = false
   /// The model as the processor names itself.
   package var name = ""
 
@@ -64,10 +68,15 @@ package struct CPUFeatures: Hashable, Sendable {
     let all: [(String, Bool)] = [
       ("avx2", avx2), ("fma", fma), ("bmi2", bmi2), ("f16c", f16c), ("avx-vnni", avxVNNI),
       ("avx512", avx512), ("avx512-vnni", avx512VNNI), ("avx512-bf16", avx512BF16),
-      ("avx512-vbmi", avx512VBMI),
+      ("avx512-vbmi", avx512VBMI), ("amx-tile", amxTile), ("amx-int8", amxInt8),
+      ("amx-bf16", amxBF16),
     ]
     return all.filter(\.1).map(\.0)
   }
+
+  /// Asks the system for the registers of AMX; only then may the process use them. Asked once, and only
+  /// where they exist.
+  package static let requestTiles: Bool = host.amxTile && apus_request_tiles() != 0
 
   /// The machine we run on.
   package static let host = CPUFeatures.detect()
@@ -89,6 +98,8 @@ package struct CPUFeatures: Hashable, Sendable {
     // The system must save the registers: XMM and YMM, for AVX-512 also masks and both ZMM halves.
     let ymmSaved = saved & 0x6 == 0x6
     let zmmSaved = saved & 0xE6 == 0xE6
+    // Tiles and their configuration.
+    let tilesSaved = saved & 0x6_0000 == 0x6_0000
     func bit(_ word: UInt32, _ index: UInt32) -> Bool { word >> index & 1 == 1 }
     let avx = ymmSaved && bit(basic, 28)
     features.fma = avx && bit(basic, 12)
@@ -100,6 +111,9 @@ package struct CPUFeatures: Hashable, Sendable {
     features.avx512VNNI = features.avx512 && bit(extended[2], 11)
     features.avx512VBMI = features.avx512 && bit(extended[2], 1)
     features.avxVNNI = features.avx2 && extended[0] >= 1 && bit(more[0], 4)
+    features.amxTile = tilesSaved && bit(extended[3], 24)
+    features.amxInt8 = features.amxTile && bit(extended[3], 25)
+    features.amxBF16 = features.amxTile && bit(extended[3], 22)
     features.avx512BF16 = features.avx512 && extended[0] >= 1 && bit(more[0], 5)
     features.name = brand()
     return features

@@ -29,6 +29,7 @@ check:
 swift-test:
 	$(SWIFT) build -c release --build-tests
 	$(SWIFT) test -c release --skip-build
+	APUS_CPU_ISA=avx2-vnni $(SWIFT) test -c release --skip-build
 	APUS_CPU_ISA=avx2 $(SWIFT) test -c release --skip-build
 
 python-test: $(VENV)/installed

@@ -71,7 +71,7 @@ struct BuildOptions: ParsableArguments {
       valueName: "name=min:opt:max"))
   var shape: [String] = []
 
-  @Option(help: "Most workspace a kernel may use, for example 64M.")
+  @Option(help: "Most workspace a kernel may use, for example 64M; an error where no kernel of a layer fits.")
   var workspace: String?
 
   @Option(help: "Timing cache file to start from and to add to.")

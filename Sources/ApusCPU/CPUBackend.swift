@@ -34,7 +34,8 @@ public final class CPUBackend: Backend {
     traits = DeviceTraits(
       kind: "cpu", name: CPUDescription.name, fingerprint: CPUDescription.fingerprint,
       isa: isa.rawValue, threadCount: threadCount, sharesHostMemory: true,
-      fastTypes: CPUDescription.fastTypes, joinsAttention: isa != .portable)
+      fastTypes: CPUDescription.fastTypes, joinsAttention: isa != .portable,
+      features: CPUFeatures.host.names)
     pool = ThreadPool(threadCount: threadCount)
     tactics = CPUTactics.all(isa: isa, pool: pool)
     if isa == .portable && CPUDescription.isX86 {

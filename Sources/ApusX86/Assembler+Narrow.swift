@@ -1,7 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
-/// Instructions between 32-bit lanes and narrower elements, and on bytes (AVX-512 F, BW, BF16).
+/// Instructions between 32-bit lanes and narrower elements, and on bytes (AVX2; AVX-512 F, BW, BF16).
 extension Assembler {
   // MARK: Widening loads
 
@@ -141,7 +141,7 @@ extension Assembler {
   /// The 32-bit lanes of `from` in another order.
   package func vpermd(_ to: Vec, _ order: Vec, _ from: some VectorOperand) {
     vector(
-      VectorRow(.x66, .m0F38, 0x36, .full, .evex), to.width, reg: to.number, second: order.number,
+      VectorRow(.x66, .m0F38, 0x36), to.width, reg: to.number, second: order.number,
       from.encoded)
   }
 

@@ -104,6 +104,10 @@ extension Assembler {
   package func vpdpbusd(_ to: Vec, _ a: Vec, _ b: some VectorOperand) {
     three(VectorRow(.x66, .m0F38, 0x50, .full, .evex), to, a, b, nil, false)
   }
+  /// The same in the VEX form, which CPUs without AVX-512 have (AVX-VNNI).
+  package func vexVpdpbusd(_ to: Vec, _ a: Vec, _ b: some VectorOperand) {
+    three(VectorRow(.x66, .m0F38, 0x50, .full, .vex), to, a, b, nil, false)
+  }
   /// 16-bit signed times 16-bit signed, two products added to each 32-bit lane.
   package func vpdpwssd(_ to: Vec, _ a: Vec, _ b: some VectorOperand) {
     three(VectorRow(.x66, .m0F38, 0x52, .full, .evex), to, a, b, nil, false)

@@ -3,6 +3,7 @@
 #if defined(__linux__)
 #define _GNU_SOURCE
 #include <sched.h>
+#include <sys/syscall.h>
 #endif
 #include <unistd.h>
 #include "apus_cpu.h"
@@ -17,6 +18,15 @@ int apus_available_processors(void) {
 #endif
   long online = sysconf(_SC_NPROCESSORS_ONLN);
   return online > 0 ? (int)online : 1;
+}
+
+int apus_request_tiles(void) {
+#if defined(__linux__) && defined(__x86_64__) && defined(SYS_arch_prctl)
+  // ARCH_REQ_XCOMP_PERM for state component 18, the data of tiles; older systems do not know it and fail.
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return 0;
+#endif
 }
 
 #if defined(__x86_64__)

@@ -10,8 +10,7 @@ import ApusTestSupport
 import Testing
 
 /// Depthwise convolutions of bytes around the edges of vectors, windows and images.
-@Suite(.enabled(if: CPUFeatures.host.avx512VNNI))
-struct ByteWindowTests {
+@Suite struct ByteWindowTests {
   private let pool = ThreadPool(threadCount: 2)
 
   private func integers(_ type: DataType, _ shape: [Int], _ range: ClosedRange<Int64>) throws -> Tensor {
@@ -34,16 +33,17 @@ struct ByteWindowTests {
     return shapes
   }
 
-  @Test(arguments: [true, false]) func sumsAreExactAndPaddedWithTheZeroPoint(permutesBytes: Bool) throws {
-    if permutesBytes && !CPUFeatures.host.avx512VBMI { return }
-    for channels in [2, 15, 16, 17, 64, 70, 96] {
+  @Test(arguments: byteISAs, [true, false])
+  func sumsAreExactAndPaddedWithTheZeroPoint(isa: ISA, permutesBytes: Bool) throws {
+    if permutesBytes && !(isa == .avx512 && CPUFeatures.host.avx512VBMI) { return }
+    for channels in [2, 7, 8, 15, 16, 17, 27, 64, 70, 96] {
       for s in Self.shapes(channels) {
-        try check(s, padValue: 131, permutesBytes)
+        try check(s, padValue: 131, isa, permutesBytes)
       }
     }
   }
 
-  private func check(_ s: ConvShape, padValue zero: Int, _ permutesBytes: Bool) throws {
+  private func check(_ s: ConvShape, padValue zero: Int, _ isa: ISA, _ permutesBytes: Bool) throws {
     let channels = s.inChannels
     let x = try GuardedTensor(
       integers(.uint8, [s.batch, s.inHeight, s.inWidth, channels], 0...255))
@@ -57,9 +57,9 @@ struct ByteWindowTests {
       centred[index]
         + Double(zero) * (0..<places).reduce(0.0) { $0 + values[$1 * channels + index % channels] }
     }
-    let packed = try GuardedTensor(ByteWindowPlan.packing(s).pack(w))
+    let packed = try GuardedTensor(ByteWindowPlan.packing(s, isa: isa).pack(w))
     let shape = [s.batch, s.outHeight, s.outWidth, channels]
-    let raw = try ByteWindowPlan(s, padValue: zero, permutesBytes: permutesBytes)
+    let raw = try ByteWindowPlan(s, padValue: zero, isa: isa, permutesBytes: permutesBytes)
     let output = try GuardedTensor(Tensor(.int32, shape: shape))
     raw.run(input: x.raw, packedWeights: packed.raw, output: output.raw, pool: pool)
     let got = output.tensor.doubles()
@@ -73,7 +73,7 @@ struct ByteWindowTests {
       steps: .max(.const(0), sum + ScalarExpr.cast(.input(2), .float32)), zeroPoint: 3, type: .uint8)
     let plan = try ByteWindowPlan(
       s, epilogue: quantization.expression, operands: [.perColumn, .full],
-      types: ProductTypes(.int8, result: .uint8, operands: [.int32, .uint8]), padValue: zero,
+      types: ProductTypes(.int8, result: .uint8, operands: [.int32, .uint8]), padValue: zero, isa: isa,
       permutesBytes: permutesBytes)
     let bytes = try GuardedTensor(Tensor(.uint8, shape: shape))
     plan.run(

@@ -43,8 +43,8 @@ import Testing
     for shape in Self.cases { try check(shape, .bfloat16, .bfloat16, .avx512) }
   }
 
-  @Test(.enabled(if: CPUFeatures.host.avx512VNNI && testedISAs.contains(.avx512))) func bytes() throws {
-    for shape in Self.cases { try check(shape, .int8, .uint8, .avx512) }
+  @Test(arguments: byteISAs) func bytes(isa: ISA) throws {
+    for shape in Self.cases { try check(shape, .int8, .uint8, isa) }
   }
 
   @Test func otherConvolutionsAreRefused() throws {
@@ -76,7 +76,7 @@ import Testing
     let stages = shapes.enumerated().map { index, shape in
       Self.stage(shape, kind, type, isa, hasOther: index == 2 && isLastResidual)
     }
-    let operands = try stages.enumerated().map { try Self.Operands($1, seed: UInt64($0 + 7)) }
+    let operands = try stages.enumerated().map { try Self.Operands($1, isa, seed: UInt64($0 + 7)) }
     let input = Self.memory(shapes[0].inputCount * kind.elementBytes, kind, seed: 5)
 
     // One after the other.
@@ -143,7 +143,7 @@ import Testing
     let other: GuardedBuffer
     let extras: UnsafeMutablePointer<UnsafeRawPointer>
 
-    init(_ stage: StripPlan.Stage, seed: UInt64) throws {
+    init(_ stage: StripPlan.Stage, _ isa: ISA, seed: UInt64) throws {
       let s = stage.shape
       let kind = stage.types.kind
       let columns = (s.outChannels + 127) / 128 * 128
@@ -153,7 +153,7 @@ import Testing
         // Rows that a window lacks must have zeros here.
         var generator = SeededGenerator(seed: seed)
         let dense = try generator.tensor(.int8, shape: [s.kernelHeight, s.kernelWidth, 1, s.outChannels])
-        let packed = try ByteWindowPlan.packing(s).pack(dense)
+        let packed = try ByteWindowPlan.packing(s, isa: isa).pack(dense)
         weights.raw.copyMemory(from: packed.bytes.baseAddress!, byteCount: packed.byteCount)
       }
       bias = GuardedBuffer.random(s.outChannels, seed: seed + 1)
@@ -206,7 +206,7 @@ import Testing
     } else if stage.types.kind == .int8 {
       let plan = try ByteWindowPlan(
         s, epilogue: stage.epilogue, operands: stage.operands, types: stage.types,
-        padValue: stage.padValue)
+        padValue: stage.padValue, isa: isa)
       plan.run(
         input: input, packedWeights: own.weights, output: output, operands: own.extras, pool: pool)
     } else {

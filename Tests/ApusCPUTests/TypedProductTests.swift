@@ -10,8 +10,7 @@ import ApusTestSupport
 import Testing
 
 /// Products of narrow types, around the edges of words, tiles and panels.
-@Suite(.enabled(if: CPUFeatures.host.avx512VNNI && CPUFeatures.host.avx512BF16))
-struct TypedProductTests {
+@Suite struct TypedProductTests {
   private let pool = ThreadPool(threadCount: 2)
   private func integers(_ type: DataType, _ shape: [Int]) throws -> Tensor {
     var generator = SeededGenerator(seed: UInt64(shape.reduce(1, *)) + 7)
@@ -32,8 +31,8 @@ struct TypedProductTests {
   ]
 
   /// No tile, so that one is chosen, and every kind of tile for sums of so many words.
-  private func tiles(_ kind: ProductKind, words: Int) -> [GemmTile?] {
-    [nil] + GemmTile.candidates(.avx512) + GemmTile.overlapping(.avx512, kind, words: words)
+  private func tiles(_ isa: ISA, _ kind: ProductKind, words: Int) -> [GemmTile?] {
+    [nil] + GemmTile.candidates(isa) + GemmTile.overlapping(isa, kind, words: words)
   }
 
   private func packed(_ b: Tensor, _ plan: GemmPlan, _ kind: ProductKind) throws -> GuardedTensor {
@@ -57,14 +56,14 @@ struct TypedProductTests {
     return result
   }
 
-  @Test func sumsOfBytesAreExact() throws {
+  @Test(arguments: byteISAs) func sumsOfBytesAreExact(isa: ISA) throws {
     for (m, n, k) in Self.sizes {
       let a = try GuardedTensor(integers(.uint8, [m, k]))
       let b = try integers(.int8, [k, n])
       let want = reference(a.tensor, b)
-      for tile in tiles(.int8, words: (k + 3) / 4) {
+      for tile in tiles(isa, .int8, words: (k + 3) / 4) {
         let plan = try GemmPlan(
-          m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
+          m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: isa,
           types: ProductTypes(.int8))
         let c = try GuardedTensor(Tensor(.int32, shape: [m, n]))
         let scratch = GuardedBuffer(count: plan.workspaceByteCount / 4)
@@ -76,7 +75,7 @@ struct TypedProductTests {
     }
   }
 
-  @Test func bytesAreScaledAddedAndRoundedBehindTheSums() throws {
+  @Test(arguments: byteISAs) func bytesAreScaledAddedAndRoundedBehindTheSums(isa: ISA) throws {
     let sum = ScalarExpr.cast(.input(0) + .input(1), .float32) * .input(2)
     let residual = (ScalarExpr.cast(.input(3), .float32) - .const(12)) * .const(0.25)
     for (m, n, k) in Self.sizes {
@@ -93,9 +92,9 @@ struct TypedProductTests {
       for (type, zero) in [(DataType.uint8, 0), (.uint8, 17), (.int8, 0), (.int8, -9)] {
         let quantization = ScalarQuantization(
           steps: .max(.const(0), sum + residual) / .const(0.125), zeroPoint: zero, type: type)
-        for tile in tiles(.int8, words: (k + 3) / 4) {
+        for tile in tiles(isa, .int8, words: (k + 3) / 4) {
           let plan = try GemmPlan(
-            m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
+            m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: isa,
             epilogue: quantization.expression, operands: [.perColumn, .perColumn, .full],
             types: ProductTypes(.int8, result: type, operands: [.int32, .float32, .uint8]))
           let c = try GuardedTensor(Tensor(type, shape: [m, n]))
@@ -125,7 +124,7 @@ struct TypedProductTests {
     }
   }
 
-  @Test func shortFloatsAreSummedInSinglePrecision() throws {
+  @Test(.enabled(if: CPUFeatures.host.avx512BF16)) func shortFloatsAreSummedInSinglePrecision() throws {
     for (m, n, k) in Self.sizes {
       let a = try GuardedTensor(floats(.bfloat16, [m, k]))
       let b = try floats(.bfloat16, [k, n], seed: 4)
@@ -135,7 +134,7 @@ struct TypedProductTests {
       let (biases, others) = (bias.tensor.doubles(), other.tensor.doubles())
       let y = ScalarExpr.max(.const(0), .input(0) + .input(1) + .cast(.input(2), .float32))
       for result in [DataType.float32, .bfloat16] {
-        for tile in tiles(.bfloat16, words: (k + 1) / 2) {
+        for tile in tiles(.avx512, .bfloat16, words: (k + 1) / 2) {
           let plan = try GemmPlan(
             m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: .avx512,
             epilogue: result == .float32 ? y : .cast(y, result), operands: [.perColumn, .full],
@@ -162,7 +161,7 @@ struct TypedProductTests {
     }
   }
 
-  @Test func convolutionsOfBytesPadWithTheZeroPoint() throws {
+  @Test(arguments: byteISAs) func convolutionsOfBytesPadWithTheZeroPoint(isa: ISA) throws {
     let shapes = [
       convShape(1, (9, 8), (5, 32), kernel: (1, 1)),
       convShape(1, (9, 8), (5, 32), kernel: (1, 1), stride: (2, 2)),
@@ -188,9 +187,9 @@ struct TypedProductTests {
       let columnSums = (0..<s.outChannels).map { column in
         (0..<depth).reduce(0.0) { $0 + values[$1 * s.outChannels + column] }
       }
-      for tile in tiles(.int8, words: ConvPlan.words(s, .int8)) {
+      for tile in tiles(isa, .int8, words: ConvPlan.words(s, .int8)) {
         let plan = try ConvPlan(
-          s, tile: tile, isa: .avx512, types: ProductTypes(.int8), padValue: zero)
+          s, tile: tile, isa: isa, types: ProductTypes(.int8), padValue: zero)
         let packed = try GuardedTensor(
           PackedLayout(
             batch: s.groups, rows: depth, columns: s.outChannels / s.groups, width: plan.nr,

@@ -325,8 +325,7 @@ import Testing
     let graph = try b.finish(outputs: [("y", try conv(all, 76, 6, 1))])
     let engine = try engine(graph, threads: 2)
     let isFast =
-      ISA.current == .avx512
-      && CPUDescription.fastTypes.contains(type == .uint8 ? .int8 : .bfloat16)
+      CPUDescription.fastTypes.contains(type == .uint8 ? .int8 : .bfloat16)
     if isFast { #expect(try copies(engine) == 0) }
     var generator = SeededGenerator(seed: 2)
     let context = try engine.makeContext()

@@ -102,18 +102,6 @@ import Testing
     }
   }
 
-  @Test func aWorkspaceTooSmallNamesTheLayer() throws {
-    var configuration = BuilderConfiguration()
-    configuration.workspaceLimit = 0
-    let graph = try SmallNetworks.residual()
-    do {
-      _ = try Builder(configuration).build(graph)
-    } catch {
-      #expect(error.code == .resourceLimit)
-      #expect(error.description.contains("smallest workspace"))
-    }
-  }
-
   @Test func concurrentContextsShareAnEngine() async throws {
     let engine = try Builder().build(try SmallNetworks.residual())
     let x = try input([2, 3, 13, 11])

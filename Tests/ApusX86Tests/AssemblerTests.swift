@@ -27,6 +27,15 @@ import ApusX86
     let high = Assembler()
     high.vmaskmovps(.ymm(17), mask: .ymm(1), Address(.rax))
     #expect(throws: ApusError.self) { _ = try high.finish() }
+    let narrow = Assembler()
+    narrow.vexVpdpbusd(.zmm(1), .zmm(2), Vec.zmm(3))
+    #expect(throws: ApusError.self) { _ = try narrow.finish() }
+    let rows = Assembler()
+    rows.tileloadd(Tile(1), Address(.rax))
+    #expect(throws: ApusError.self) { _ = try rows.finish() }
+    let equal = Assembler()
+    equal.tdpbssd(Tile(1), Tile(2), Tile(2))
+    #expect(throws: ApusError.self) { _ = try equal.finish() }
     let index = Assembler()
     index.mov(.rax, Address(.rax, index: .rsp))
     #expect(throws: ApusError.self) { _ = try index.finish() }

@@ -17,7 +17,7 @@ private func at(_ base: R64, _ index: R64, _ scale: Int, _ displacement: Int = 0
 
 /// Instructions in the GNU assembler's Intel syntax with the calls that must give the same bytes.
 let encodingCases: [(String, @Sendable (Assembler) -> Void)] =
-  generalCases + addressCases + moveCases + vectorCases
+  generalCases + addressCases + moveCases + vectorCases + pieceCases + tileCases
 
 private let generalCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("mov rbx, r15", { $0.mov(.rbx, .r15) }),
@@ -222,4 +222,42 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vpackssdw zmm1, zmm2, zmm19", { $0.vpackssdw(z(1), z(2), z(19)) }),
   ("vpackuswb zmm1, zmm2, zmm19", { $0.vpackuswb(z(1), z(2), z(19)) }),
   ("vpacksswb zmm1, zmm2, zmm19", { $0.vpacksswb(z(1), z(2), z(19)) }),
+]
+
+private let pieceCases: [(String, @Sendable (Assembler) -> Void)] = [
+  ("{vex} vpdpbusd ymm1, ymm2, ymm3", { $0.vexVpdpbusd(y(1), y(2), y(3)) }),
+  ("{vex} vpdpbusd ymm9, ymm12, ymm15", { $0.vexVpdpbusd(y(9), y(12), y(15)) }),
+  ("{vex} vpdpbusd ymm8, ymm2, [rbx+r13*4+100]", { $0.vexVpdpbusd(y(8), y(2), at(.rbx, .r13, 4, 100)) }),
+  ("vpermd ymm1, ymm12, ymm13", { $0.vpermd(y(1), y(12), y(13)) }),
+  ("vpmovzxbd ymm3, xmm12", { $0.vpmovzxbd(y(3), x(12)) }),
+  ("vpmovsxbd ymm13, [r9+8]", { $0.vpmovsxbd(y(13), at(.r9, 8)) }),
+  ("vpackssdw ymm1, ymm12, ymm13", { $0.vpackssdw(y(1), y(12), y(13)) }),
+  ("vpackuswb ymm9, ymm2, ymm3", { $0.vpackuswb(y(9), y(2), y(3)) }),
+  ("vpinsrb xmm3, xmm3, [rax+5], 5", { $0.vpinsrb(x(3), at(.rax, 5), 5) }),
+  ("vpinsrb xmm13, xmm13, [r9+r10], 1", { $0.vpinsrb(x(13), at(.r9, .r10, 1), 1) }),
+  ("vpinsrw xmm3, xmm3, [rax+4], 2", { $0.vpinsrw(x(3), at(.rax, 4), 2) }),
+  ("vpextrb [rax+200], xmm12, 9", { $0.vpextrb(at(.rax, 200), x(12), 9) }),
+  ("vpextrw [r9], xmm3, 4", { $0.vpextrw(at(.r9), x(3), 4) }),
+  ("vpextrd [rcx+8], xmm12, 2", { $0.vpextrd(at(.rcx, 8), x(12), 2) }),
+  ("vmovq [rcx+8], xmm3", { $0.vmovq(at(.rcx, 8), x(3)) }),
+  ("vmovq [r13], xmm12", { $0.vmovq(at(.r13), x(12)) }),
+  ("vpshufb ymm1, ymm2, ymm13", { $0.vpshufb(y(1), y(2), y(13)) }),
+  ("vpermq ymm1, ymm13, 8", { $0.vpermq(y(1), y(13), 8) }),
+]
+
+private let tileCases: [(String, @Sendable (Assembler) -> Void)] = [
+  ("ldtilecfg [rsp+64]", { $0.ldtilecfg(at(.rsp, 64)) }),
+  ("ldtilecfg [r9+r10*2]", { $0.ldtilecfg(at(.r9, .r10, 2)) }),
+  ("sttilecfg [rsi]", { $0.sttilecfg(at(.rsi)) }),
+  ("tilerelease", { $0.tilerelease() }),
+  ("tilezero tmm0", { $0.tilezero(Tile(0)) }),
+  ("tilezero tmm5", { $0.tilezero(Tile(5)) }),
+  ("tileloadd tmm3, [rax+rbx*1]", { $0.tileloadd(Tile(3), at(.rax, .rbx, 1)) }),
+  ("tileloadd tmm7, [r13+r8*4+1024]", { $0.tileloadd(Tile(7), at(.r13, .r8, 4, 1024)) }),
+  ("tilestored [rcx+r11*1+64], tmm2", { $0.tilestored(at(.rcx, .r11, 1, 64), Tile(2)) }),
+  ("tdpbssd tmm1, tmm2, tmm3", { $0.tdpbssd(Tile(1), Tile(2), Tile(3)) }),
+  ("tdpbsud tmm0, tmm6, tmm7", { $0.tdpbsud(Tile(0), Tile(6), Tile(7)) }),
+  ("tdpbusd tmm5, tmm4, tmm1", { $0.tdpbusd(Tile(5), Tile(4), Tile(1)) }),
+  ("tdpbuud tmm7, tmm0, tmm2", { $0.tdpbuud(Tile(7), Tile(0), Tile(2)) }),
+  ("tdpbf16ps tmm3, tmm1, tmm6", { $0.tdpbf16ps(Tile(3), Tile(1), Tile(6)) }),
 ]

@@ -34,7 +34,7 @@ public enum Knobs {
     "APUS_CHECK_NUMERICS", default: "0", "scan every kernel's output for NaN and infinity")
   /// Instruction set to use on the CPU.
   public static let cpuISA = Knob(
-    "APUS_CPU_ISA", default: "", "instruction set on the CPU: avx512, avx2 or portable")
+    "APUS_CPU_ISA", default: "", "instruction set on the CPU: avx512, avx2-vnni, avx2 or portable")
   /// Profiler symbols for generated code.
   public static let perfMap = Knob(
     "APUS_PERF_MAP", default: "0", "write /tmp/perf-PID.map so that profilers name generated code")

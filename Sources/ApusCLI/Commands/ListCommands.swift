@@ -19,6 +19,7 @@ struct DevicesCommand: ParsableCommand {
     }
     for device in try Devices.all() {
       Terminal.line("\(device.kind): \(device.name), \(device.isa), \(device.threadCount) threads")
+      if !device.features.isEmpty { Terminal.line("  has \(device.features.joined(separator: ", "))") }
     }
   }
 }

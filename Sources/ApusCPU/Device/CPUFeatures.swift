@@ -9,6 +9,8 @@ import CApusShims
 package enum ISA: String, Hashable, Sendable {
   /// 512-bit vectors with masks: AVX-512 F, VL, BW and DQ.
   case avx512
+  /// The next with products of bytes (AVX-VNNI): CPUs of today without 512-bit vectors.
+  case avx2VNNI = "avx2-vnni"
   /// 256-bit vectors with fused multiply-add and BMI2.
   case avx2
   /// No generated code.
@@ -24,12 +26,9 @@ package enum ISA: String, Hashable, Sendable {
   /// The family in use: the best the machine has, or what `APUS_CPU_ISA` asks for if the machine has
   /// it.
   package static let current: ISA = {
-    let best = CPUFeatures.host.best
-    switch (ISA(rawValue: Knobs.cpuISA.text), best) {
-    case (.portable, _): return .portable
-    case (.avx2, .avx512), (.avx2, .avx2): return .avx2
-    default: return best
-    }
+    let host = CPUFeatures.host
+    if let wanted = ISA(rawValue: Knobs.cpuISA.text), host.families.contains(wanted) { return wanted }
+    return host.best
   }()
 }
 
@@ -39,15 +38,45 @@ package struct CPUFeatures: Hashable, Sendable {
   package var fma = false
   package var bmi2 = false
   package var f16c = false
+  package var avxVNNI = false
   package var avx512 = false
   package var avx512VNNI = false
   package var avx512BF16 = false
   package var avx512VBMI = false
+  /// Tiles (AMX), which a process must ask for with `requestTiles` before it uses them.
+  package var amxTile = false
+  package var amxInt8 = false
+  package var amxBF16 = false
   /// The model as the processor names itself.
   package var name = ""
 
+  /// Nothing.
+  package init() {}
+
+  /// The families this machine can run, the best one first.
+  package var families: [ISA] {
+    let hasAVX2 = avx2 && fma && bmi2
+    return (avx512 ? [.avx512] : []) + (hasAVX2 && avxVNNI ? [.avx2VNNI] : [])
+      + (hasAVX2 ? [.avx2] : []) + [.portable]
+  }
+
   /// The best family this machine can run.
-  package var best: ISA { avx512 ? .avx512 : avx2 && fma && bmi2 ? .avx2 : .portable }
+  package var best: ISA { families.first ?? .portable }
+
+  /// The names of what is there, for people.
+  package var names: [String] {
+    let all: [(String, Bool)] = [
+      ("avx2", avx2), ("fma", fma), ("bmi2", bmi2), ("f16c", f16c), ("avx-vnni", avxVNNI),
+      ("avx512", avx512), ("avx512-vnni", avx512VNNI), ("avx512-bf16", avx512BF16),
+      ("avx512-vbmi", avx512VBMI), ("amx-tile", amxTile), ("amx-int8", amxInt8),
+      ("amx-bf16", amxBF16),
+    ]
+    return all.filter(\.1).map(\.0)
+  }
+
+  /// Asks the system for the registers of AMX; only then may the process use them. Asked once, and only
+  /// where they exist.
+  package static let requestTiles: Bool = host.amxTile && apus_request_tiles() != 0
 
   /// The machine we run on.
   package static let host = CPUFeatures.detect()
@@ -69,6 +98,8 @@ package struct CPUFeatures: Hashable, Sendable {
     // The system must save the registers: XMM and YMM, for AVX-512 also masks and both ZMM halves.
     let ymmSaved = saved & 0x6 == 0x6
     let zmmSaved = saved & 0xE6 == 0xE6
+    // Tiles and their configuration.
+    let tilesSaved = saved & 0x6_0000 == 0x6_0000
     func bit(_ word: UInt32, _ index: UInt32) -> Bool { word >> index & 1 == 1 }
     let avx = ymmSaved && bit(basic, 28)
     features.fma = avx && bit(basic, 12)
@@ -79,6 +110,10 @@ package struct CPUFeatures: Hashable, Sendable {
     features.avx512 = zmmSaved && features.avx2 && features.fma && features.bmi2 && parts
     features.avx512VNNI = features.avx512 && bit(extended[2], 11)
     features.avx512VBMI = features.avx512 && bit(extended[2], 1)
+    features.avxVNNI = features.avx2 && extended[0] >= 1 && bit(more[0], 4)
+    features.amxTile = tilesSaved && bit(extended[3], 24)
+    features.amxInt8 = features.amxTile && bit(extended[3], 25)
+    features.amxBF16 = features.amxTile && bit(extended[3], 22)
     features.avx512BF16 = features.avx512 && extended[0] >= 1 && bit(more[0], 5)
     features.name = brand()
     return features

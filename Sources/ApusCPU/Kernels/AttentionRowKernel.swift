@@ -90,7 +90,7 @@ private struct AttentionRowGenerator {
     width = isa.width
     let width = isa.width
     var registers = (0..<isa.registerCount).map { Vec($0, width) }
-    tail = isa == .avx512 ? .mask(Mask(7)) : .lanes(registers.removeLast())
+    tail = isa == .avx512 ? .mask(Mask(7)) : .lanes(registers.removeLast(), count: nil)
     (old, top, factor) = (registers[0], registers[1], registers[2])
     partial = Array(registers[3..<7])
     free = Array(registers[7...])
@@ -182,7 +182,7 @@ private struct AttentionRowGenerator {
       switch tail {
       case nil: a.vmaxps(partial[index], value, partial[index])
       case .mask(let mask): a.vmaxps(partial[index], value, partial[index], mask: mask)
-      case .lanes(let lanes):
+      case .lanes(let lanes, _):
         // `m` takes the place of what is no score.
         a.vblendvps(value, mask: lanes, old, value)
         a.vmaxps(partial[index], value, partial[index])
@@ -223,7 +223,7 @@ private struct AttentionRowGenerator {
       switch tail {
       case nil: break
       case .mask(let mask): a.vmovups(weight, weight, mask: mask, zeroing: true)
-      case .lanes(let lanes): a.vandps(weight, weight, lanes)
+      case .lanes(let lanes, _): a.vandps(weight, weight, lanes)
       }
       a.vaddps(sum, sum, weight)
       store(weight, index)
@@ -333,7 +333,7 @@ package final class AttentionResultKernel: Sendable {
     func register(_ number: Int) -> Vec { Vec(number, width) }
     let (share, scratch, lanes) = (register(0), register(1), register(2))
     let rest = shape.columns % isa.lanes
-    let tail: TailMask? = rest == 0 ? nil : isa == .avx512 ? .mask(Mask(7)) : .lanes(lanes)
+    let tail: TailMask? = rest == 0 ? nil : isa == .avx512 ? .mask(Mask(7)) : .lanes(lanes, count: rest)
     if let tail { a.prepareTail(tail, count: rest, scratch: .rax) }
     let row = a.here()
     a.vbroadcastss(share, Address(.rsi, 4))

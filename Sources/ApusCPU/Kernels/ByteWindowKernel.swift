@@ -13,8 +13,8 @@ import ApusX86
 /// for a column serves every output pixel whose window has that column, and where windows are three rows high
 /// or less, those of the next output row, too: their weights are shifted by a byte.
 ///
-/// A call computes `pixels` output pixels side by side, of one output row or two, for all channels, 16 at
-/// a time.
+/// A call computes `pixels` output pixels side by side, of one output row or two, for all channels, a vector
+/// of 32-bit lanes at a time.
 package final class ByteWindowKernel: Sendable {
   /// What shapes the code.
   package struct Shape: Hashable, Sendable {
@@ -43,6 +43,7 @@ package final class ByteWindowKernel: Sendable {
     package var resultType: DataType
     /// Whether bytes can be permuted across a whole register.
     package var permutesBytes: Bool
+    package var isa: ISA
 
     /// Lanes of four rows that a window column takes.
     var rowGroups: Int { (kernelHeight + 3) / 4 }
@@ -61,9 +62,6 @@ package final class ByteWindowKernel: Sendable {
 
   /// Window rows that there are registers for.
   package static let mostRows = 7
-  /// Channels computed at once.
-  package static let lanes = 16
-
   private let memory: ExecutableMemory
   /// The entry point, taking the address of the argument block.
   package let code: @convention(c) (UnsafeMutablePointer<Int>) -> Void
@@ -78,8 +76,9 @@ package final class ByteWindowKernel: Sendable {
 private struct ByteWindowGenerator {
   let shape: ByteWindowKernel.Shape
   let a = Assembler()
-  let lanes = ByteWindowKernel.lanes
-  let tail = TailMask.mask(Mask(7))
+  let isa: ISA
+  let lanes: Int
+  let tail: TailMask
   let sums: [Vec]
   /// The order in which bytes of four rows become lanes.
   let order: Vec
@@ -92,19 +91,27 @@ private struct ByteWindowGenerator {
 
   init(_ shape: ByteWindowKernel.Shape) {
     self.shape = shape
-    let all = (0..<32).map { Vec($0, .zmm) }
+    isa = shape.isa
+    lanes = isa.lanes
+    var all = (0..<shape.isa.registerCount).map { Vec($0, shape.isa.width) }
+    if shape.isa == .avx512 {
+      tail = .mask(Mask(7))
+    } else {
+      tail = .lanes(all.removeLast(), count: shape.channels % shape.isa.lanes)
+    }
+    outside = all.removeLast()
+    order = shape.permutesBytes ? all.removeLast() : outside
     sums = Array(all.prefix(shape.pixels * shape.outputRows))
-    order = all[30]
-    outside = all[31]
-    free = Array(all[sums.count..<30])
+    free = Array(all.dropFirst(sums.count))
   }
 
   private var rows: [R64] { Array(rowRegisters.prefix(shape.rowCount)) }
-  private var keepsWeights: Bool { shape.kernelWidth * shape.rowGroups <= 10 }
+  private var keepsWeights: Bool { shape.kernelWidth * shape.rowGroups <= (isa == .avx512 ? 10 : 4) }
 
   func generate() throws(ApusError) -> [UInt8] {
     guard shape.operands.count <= operandRegisters.count,
-      shape.epilogue.inputCount <= shape.operands.count + 1, sums.count <= 16,
+      shape.epilogue.inputCount <= shape.operands.count + 1, sums.count <= isa.registerCount / 2,
+      !shape.permutesBytes || isa == .avx512,
       shape.kernelHeight <= ByteWindowKernel.mostRows,
       shape.outputRows == 1 || (shape.outputRows == 2 && shape.rowCount <= 4 && keepsWeights)
     else {
@@ -161,7 +168,7 @@ private struct ByteWindowGenerator {
 
   private func advance(_ blocks: Int) {
     for row in rows { a.add(row, blocks * lanes) }
-    a.add(.rbx, blocks * shape.rowGroups * 64)
+    a.add(.rbx, blocks * shape.rowGroups * isa.width.bytes)
     a.add(.rcx, blocks * lanes * ElementAccess.byteCount(shape.resultType))
     for (index, kind) in shape.operands.enumerated() where kind != .scalar {
       a.add(
@@ -172,10 +179,10 @@ private struct ByteWindowGenerator {
   /// Where the weights of a window column are for a block of channels.
   private func weights(_ column: Int, _ group: Int, _ block: Int) -> Address {
     let panels = (shape.channels + lanes - 1) / lanes
-    return Address(.rbx, ((column * panels + block) * shape.rowGroups + group) * 64)
+    return Address(.rbx, ((column * panels + block) * shape.rowGroups + group) * isa.width.bytes)
   }
 
-  /// 16 channels of all pixels.
+  /// A vector of channels of all pixels.
   private func block(_ block: Int, masked: Bool) throws(ApusError) {
     for sum in sums { a.vxorps(sum, sum, sum) }
     var spare = free
@@ -193,10 +200,10 @@ private struct ByteWindowGenerator {
     for (later, weights) in shifted { a.vpslld(later, weights, 8) }
     func multiply(_ pixel: Int, _ data: Vec, _ column: Int, _ group: Int) {
       guard keepsWeights else {
-        return a.vpdpbusd(sums[pixel], data, weights(column, group, block))
+        return multiplyAdd(sums[pixel], data, weights(column, group, block))
       }
-      a.vpdpbusd(sums[pixel], data, kept[column * shape.rowGroups + group])
-      if shape.outputRows == 2 { a.vpdpbusd(sums[shape.pixels + pixel], data, shifted[column].0) }
+      multiplyAdd(sums[pixel], data, kept[column * shape.rowGroups + group])
+      if shape.outputRows == 2 { multiplyAdd(sums[shape.pixels + pixel], data, shifted[column].0) }
     }
     for (place, uses) in inputColumns() {
       if block == 0 { prefetch(place) }
@@ -213,6 +220,10 @@ private struct ByteWindowGenerator {
       }
     }
     try store(block, masked: masked)
+  }
+
+  private func multiplyAdd(_ sum: Vec, _ data: Vec, _ weights: some VectorOperand) {
+    if isa == .avx512 { a.vpdpbusd(sum, data, weights) } else { a.vexVpdpbusd(sum, data, weights) }
   }
 
   /// Input columns from the left, with the pixels and window columns that use them.
@@ -240,10 +251,9 @@ private struct ByteWindowGenerator {
     let members = rows[(group * 4)..<min(rows.count, group * 4 + 4)]
     let places = members.map { Address($0, offset) }
     guard places.count > 1, shape.permutesBytes, !masked else {
-      let mask: Mask? = masked ? Mask(7) : nil
       for (index, place) in places.enumerated() {
         let lane = index == 0 ? data : scratch
-        a.vpmovzxbd(lane, place, mask: mask)
+        a.loadElements(lane, place, .uint8, masked ? tail : nil)
         if index > 0 {
           a.vpslld(lane, lane, UInt8(8 * index))
           a.vorps(data, data, lane)
@@ -262,7 +272,7 @@ private struct ByteWindowGenerator {
     // Operands that are the same for all pixels wait in registers, if there are enough.
     let inner = shape.operands.indices.filter { shape.operands[$0] != .full }
     let needed = try ExpressionEmitter.registersNeeded(
-      shape.epilogue, isa: .avx512, types: types, result: shape.resultType)
+      shape.epilogue, isa: isa, types: types, result: shape.resultType)
     let isHeld = needed + shape.operands.count < free.count
     var held: [Int: Vec] = [:]
     for (index, register) in zip(isHeld ? inner : [], free) {
@@ -277,7 +287,7 @@ private struct ByteWindowGenerator {
     for (index, sum) in sums.enumerated() {
       let (row, pixel) = index.quotientAndRemainder(dividingBy: shape.pixels)
       let number = row * shape.outputWidth + pixel
-      let emitter = ExpressionEmitter(a, isa: .avx512, free: pool, tail: tail, types: types) { input in
+      let emitter = ExpressionEmitter(a, isa: isa, free: pool, tail: tail, types: types) { input in
         if input == 0 { return .owned(sum) }
         if let register = held[input - 1] { return .register(register) }
         if shape.operands[input - 1] == .scalar {
@@ -287,7 +297,8 @@ private struct ByteWindowGenerator {
         return masked ? .tail(place) : .memory(place)
       }
       let value = try emitter.emit(
-        shape.epilogue, as: shape.resultType, narrowing: .saturatingUnsigned)
+        shape.epilogue, as: shape.resultType,
+        narrowing: isa == .avx512 ? .saturatingUnsigned : .truncating)
       let element = number * shape.resultPitch + block * lanes
       let target = Address(.rcx, element * ElementAccess.byteCount(shape.resultType))
       if emitter.isUnsigned {

@@ -37,10 +37,10 @@ package final class ByteWindowPlan: Sendable {
 
   /// The order of the weights, `[kernelHeight, kernelWidth, channels]`: for each window column panels of
   /// 16 channels, the rows of a channel side by side.
-  package static func packing(_ shape: ConvShape) -> PackedLayout {
+  package static func packing(_ shape: ConvShape, isa: ISA = .current) -> PackedLayout {
     PackedLayout(
       batch: shape.kernelWidth, rows: shape.kernelHeight, columns: shape.outChannels,
-      width: ByteWindowKernel.lanes, interleave: 4, segment: shape.kernelHeight)
+      width: isa.lanes, interleave: 4, segment: shape.kernelHeight)
   }
 
   /// Plans a convolution.
@@ -53,9 +53,9 @@ package final class ByteWindowPlan: Sendable {
   package init(
     _ shape: ConvShape, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
     types: ProductTypes = ProductTypes(.int8), padValue: Int = 0,
-    resultPitch: Int? = nil, permutesBytes: Bool = CPUFeatures.host.avx512VBMI
+    resultPitch: Int? = nil, isa: ISA = .current, permutesBytes: Bool = CPUFeatures.host.avx512VBMI
   ) throws(ApusError) {
-    guard Self.takes(shape), types.kind == .int8 else {
+    guard Self.takes(shape), types.kind == .int8, ElementAccess.supports(.uint8, isa) else {
       throw ApusError(.notYetSupported, "these windows have no kernel on bytes")
     }
     let types = types.filled(operands.count)
@@ -66,11 +66,12 @@ package final class ByteWindowPlan: Sendable {
     operandBytes = types.operands.map(ElementAccess.byteCount)
     resultBytes = ElementAccess.byteCount(types.result)
     let weightVectors = shape.kernelWidth * ((shape.kernelHeight + 3) / 4)
+    let isWide = isa == .avx512
     let sharesRows =
-      shape.strideHeight == 1 && shape.dilationHeight == 1 && shape.kernelHeight <= 3
+      isWide && shape.strideHeight == 1 && shape.dilationHeight == 1 && shape.kernelHeight <= 3
       && shape.kernelWidth <= 3 && shape.outHeight > 1
     outputRows = sharesRows ? 2 : 1
-    let pixels = weightVectors <= 4 ? (sharesRows ? 7 : 14) : 8
+    let pixels = isWide ? (weightVectors <= 4 ? (sharesRows ? 7 : 14) : 8) : 6
     var runs: [Run] = []
     var kernels: [ByteWindowKernel] = []
     var known: [ByteWindowKernel.Shape: Int] = [:]
@@ -83,7 +84,8 @@ package final class ByteWindowPlan: Sendable {
           kernelWidth: shape.kernelWidth, stride: shape.strideWidth, dilation: shape.dilationWidth,
           inside: inside, padValue: padValue, rowBytes: shape.inWidth * shape.inChannels,
           rowsAhead: shape.strideHeight * outputRows, epilogue: epilogue, operands: operands,
-          operandTypes: types.operands, resultType: types.result, permutesBytes: permutesBytes)
+          operandTypes: types.operands, resultType: types.result, permutesBytes: isWide && permutesBytes,
+          isa: isa)
         if known[window] == nil {
           known[window] = kernels.count
           kernels.append(try ByteWindowKernel(window))

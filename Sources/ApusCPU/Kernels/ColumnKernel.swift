@@ -73,7 +73,7 @@ package final class ColumnKernel: Sendable {
     var pool = (0..<isa.registerCount).map { Vec($0, isa.width) }
     var tail: TailMask?
     if columns % isa.lanes != 0 {
-      let mask = isa == .avx512 ? TailMask.mask(Mask(7)) : .lanes(pool.removeLast())
+      let mask = isa == .avx512 ? TailMask.mask(Mask(7)) : .lanes(pool.removeLast(), count: columns % isa.lanes)
       a.prepareTail(mask, count: columns % isa.lanes, scratch: .rax)
       tail = mask
     }

@@ -1,6 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
+import ApusBase
 import ApusTensor
 import ApusX86
 
@@ -10,7 +11,7 @@ package enum ElementAccess {
   package static func supports(_ type: DataType, _ isa: ISA) -> Bool {
     switch type {
     case .float32, .int32: isa != .portable
-    case .uint8, .int8: isa == .avx512
+    case .uint8, .int8: isa == .avx512 || isa == .avx2VNNI
     case .bfloat16: isa == .avx512 && CPUFeatures.host.avx512BF16
     default: false
     }
@@ -29,6 +30,11 @@ extension Assembler {
   func loadElements(_ to: Vec, _ from: Address, _ type: DataType, _ tail: TailMask?) {
     var mask: Mask?
     if case .mask(let lanes) = tail { mask = lanes }
+    if case .lanes(_, let count) = tail, type == .uint8 || type == .int8 {
+      guard let count else { return fail(Self.unknownCount) }
+      loadBytes(to, from, count: count)
+      return type == .uint8 ? vpmovzxbd(to, to.at(.xmm)) : vpmovsxbd(to, to.at(.xmm))
+    }
     switch type {
     case .uint8: vpmovzxbd(to, from, mask: mask)
     case .int8: vpmovsxbd(to, from, mask: mask)
@@ -44,6 +50,13 @@ extension Assembler {
   func storeElements(_ to: Address, _ from: Vec, _ type: DataType, _ tail: TailMask?) {
     var mask: Mask?
     if case .mask(let lanes) = tail { mask = lanes }
+    if from.width == .ymm, type == .uint8 || type == .int8 {
+      var count: Int? = from.width.lanes
+      if case .lanes(_, let some) = tail { count = some }
+      guard let count else { return fail(Self.unknownCount) }
+      narrowToBytes(from)
+      return storeBytes(to, from, count: count)
+    }
     switch type {
     case .uint8, .int8: vpmovdb(to, from, mask: mask)
     case .bfloat16:
@@ -51,5 +64,18 @@ extension Assembler {
       vmovdqu16(to, from.at(.ymm), mask: mask)
     default: storeTail(to, from, tail)
     }
+  }
+
+  /// Puts the lowest byte of every 32-bit lane side by side (AVX2), with no register but the one.
+  private func narrowToBytes(_ lanes: Vec) {
+    // The bytes of each half together, the halves together, and the four-byte pieces of those.
+    let order: [UInt32] = [0x0C08_0400, 0x0C08_0400, 0x0C08_0400, 0x0C08_0400]
+    vpshufb(lanes, lanes, constant(words: order + order))
+    vpermq(lanes, lanes, 0b1000)
+    vpermilps(lanes.at(.xmm), lanes.at(.xmm), 0b1000)
+  }
+
+  private static var unknownCount: ApusError {
+    ApusError(.notYetSupported, "some bytes of a vector need AVX-512 or a number known in advance")
   }
 }

@@ -196,7 +196,7 @@ extension MicrokernelGenerator {
       }
     }
     var registers = (0..<isa.registerCount).map { Vec($0, width) }
-    if case .lanes(let lanes) = tail { registers.removeAll { $0 == lanes } }
+    if case .lanes(let lanes, _) = tail { registers.removeAll { $0 == lanes } }
     let sums = registers.prefix(packsBytes ? Self.bytesTogether : 1)
     registers.removeFirst(sums.count)
     a.lea(.r11, Address(.rsp))
@@ -281,7 +281,7 @@ extension MicrokernelGenerator {
   /// Whether vectors of results are put together before they are stored: narrowing each on its own takes
   /// two instructions, and a store of 16 bytes.
   private var packsBytes: Bool {
-    isa == .avx512 && shape.vectors > 1 && (shape.resultType == .uint8 || shape.resultType == .int8)
+    shape.vectors > 1 && (shape.resultType == .uint8 || shape.resultType == .int8)
   }
 
   /// Columns that the vectors from `first` on have together.
@@ -292,7 +292,7 @@ extension MicrokernelGenerator {
 
   /// Selects the bytes of the last group of vectors, if it is not full.
   func prepareBytes() {
-    guard packsBytes else { return }
+    guard packsBytes, isa == .avx512 else { return }
     let count = columnCount(from: (shape.vectors - 1) / Self.bytesTogether * Self.bytesTogether)
     guard count < width.bytes else { return }
     a.mov(.rax, (1 << count) - 1)
@@ -375,10 +375,15 @@ extension MicrokernelGenerator {
     } else {
       a.vpacksswb(bytes, bytes, other)
     }
-    // Packing works within 128 bits: lane 4 i + j has what belongs to i + 4 j.
-    a.vmovups(scratch, a.constant(words: (0..<16).map { UInt32($0 % 4 * 4 + $0 / 4) }))
+    // Packing works within 128 bits: lane 4 i + j has what belongs to i + j times the number of such parts.
+    let parts = width.bytes / 16
+    a.vmovups(
+      scratch, a.constant(words: (0..<isa.lanes).map { UInt32($0 % parts * 4 + $0 / parts) }))
     a.vpermd(bytes, scratch, bytes)
     let columns = columnCount(from: column)
+    guard isa == .avx512 else {
+      return a.storeBytes(addressOfC(row, column), bytes, count: columns)
+    }
     switch columns {
     case width.bytes: a.vmovups(addressOfC(row, column), bytes)
     case 32: a.vmovups(addressOfC(row, column), bytes.at(.ymm))

@@ -151,9 +151,10 @@ struct MicrokernelGenerator {
     rows = shape.rowOffsets.count
     let count = (shape.overlap?.places ?? rows) * shape.vectors
     let masksLanes =
-      shape.masksB && shape.isa == .avx2 && shape.lastColumns != shape.isa.lanes
+      shape.masksB && shape.isa != .avx512 && shape.lastColumns != shape.isa.lanes
     let needed = count + shape.vectors + 1 + (masksLanes ? 1 : 0)
     guard isa != .portable, rows > 0, shape.vectors > 0, needed <= isa.registerCount,
+      shape.kind != .int8 || ElementAccess.supports(.int8, isa),
       !shape.masksB || shape.kind != .float16Weights
     else {
       throw ApusError(
@@ -171,7 +172,7 @@ struct MicrokernelGenerator {
     } else if isa == .avx512 {
       tail = .mask(Mask(7))
     } else {
-      tail = .lanes(rest.removeLast())
+      tail = .lanes(rest.removeLast(), count: shape.lastColumns)
     }
     free = rest
   }
@@ -224,7 +225,7 @@ struct MicrokernelGenerator {
         && shape.epilogue.contains { $0 == sum }
         && shape.epilogue.replacing(sum, with: .const(0)).useCounts()[0] == nil
     }
-    guard let found, shape.kind == .int8, shape.resultType != .int32, shape.isa == .avx512 else {
+    guard let found, shape.kind == .int8, shape.resultType != .int32 else {
       return (shape.epilogue, nil)
     }
     let sum = ScalarExpr.input(0) + .input(found + 1)
@@ -279,7 +280,7 @@ struct MicrokernelGenerator {
   /// One word of K: every accumulator gets one multiply-add.
   private func step(_ k: Int) {
     var spare = Array(free.dropFirst(shape.vectors))
-    if case .lanes(let lanes) = tail, !shape.masksB { spare.append(lanes) }
+    if case .lanes(let lanes, _) = tail, !shape.masksB { spare.append(lanes) }
     // What is read next comes from beyond the caches, across pages, where the hardware does not look.
     for line in 0..<shape.linesAhead {
       a.prefetcht1(Address(.r9, 64 * (k * shape.linesAhead + line)))
@@ -314,6 +315,7 @@ struct MicrokernelGenerator {
     switch shape.kind {
     case .float32, .float16Weights: a.vfmadd231ps(sum, column, factor)
     case .bfloat16: a.vdpbf16ps(sum, column, factor)
+    case .int8 where isa == .avx2VNNI: a.vexVpdpbusd(sum, factor, column)
     case .int8: a.vpdpbusd(sum, factor, column)
     case .int16: a.vpdpwssd(sum, column, factor)
     }

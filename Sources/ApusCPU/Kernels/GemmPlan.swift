@@ -72,7 +72,7 @@ package final class GemmPlan: Sendable {
     let rowBytes = rows?.to ?? lda * elementBytes
     workspaceByteCount = rows.map { $0.rows * $0.to } ?? 0
     var tile = tile ?? GemmTile.choose(run: m, n: n, stride: rowBytes / 4, isa: isa)
-    if ldb != nil && isa == .avx2 {
+    if ldb != nil && isa != .avx512 {
       // The lanes of B's last columns take a register.
       tile.rows = max(1, min(tile.rows, (isa.registerCount - 2 - tile.vectors) / tile.vectors))
     }

@@ -101,7 +101,7 @@ private struct NeighbourNormGenerator {
     if shape.columns % isa.lanes == 0 {
       tail = nil
     } else {
-      tail = isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast())
+      tail = isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast(), count: shape.columns % isa.lanes)
     }
     registers = all
     vectors = (shape.columns + isa.lanes - 1) / isa.lanes

@@ -156,7 +156,12 @@ package final class PointwiseKernel: Sendable {
     // Operands occupy registers from 0 up; the rest is for the expression. Scalars are loaded once.
     let count = operands.count
     var vectors = (0..<isa.registerCount).map { Vec($0, width) }
-    let tail: TailMask = isa == .avx512 ? .mask(Mask(7)) : .lanes(vectors.removeLast())
+    // AVX2 has no masks for bytes: where the number of elements is not known, the last ones come singly.
+    let isNarrow = (types.operands + [types.result]).contains { $0.bitWidth < 32 }
+    let single = isa != .avx512 && isNarrow && rows == nil
+    let tailCount = rows.map { $0.width % isa.lanes } ?? (single ? 1 : nil)
+    let tail: TailMask =
+      isa == .avx512 ? .mask(Mask(7)) : .lanes(vectors.removeLast(), count: tailCount)
     let inputs = Array(vectors.prefix(count))
     let free = Array(vectors.dropFirst(count))
     let bytes = types.operands.map(ElementAccess.byteCount)
@@ -213,7 +218,7 @@ package final class PointwiseKernel: Sendable {
       a.dec(.rdi)
       a.j(.notEqual, row)
     } else {
-      try overElements(a, tail, lanes: isa.lanes, body)
+      try overElements(a, tail, lanes: isa.lanes, single: single, body)
     }
     for register in saved.reversed() { a.pop(register) }
     a.vzeroupper()
@@ -221,9 +226,10 @@ package final class PointwiseKernel: Sendable {
     return try a.finish()
   }
 
-  /// A loop over rdx elements, rcx the index.
+  /// A loop over rdx elements, rcx the index; `single` says that those of the last vector come singly.
   private static func overElements(
-    _ a: Assembler, _ tail: TailMask, lanes: Int, _ body: (_ masked: Bool) throws(ApusError) -> Void
+    _ a: Assembler, _ tail: TailMask, lanes: Int, single: Bool,
+    _ body: (_ masked: Bool) throws(ApusError) -> Void
   ) throws(ApusError) {
     let remainder = a.label()
     let done = a.label()
@@ -238,8 +244,17 @@ package final class PointwiseKernel: Sendable {
     a.bind(remainder)
     a.add(.rdx, lanes)
     a.j(.lessOrEqual, done)
-    a.prepareTail(tail, count: .rdx, scratch: .rdi)
-    try body(true)
+    if single {
+      a.prepareTail(tail, count: 1, scratch: .rdi)
+      let next = a.here()
+      try body(true)
+      a.inc(.rcx)
+      a.dec(.rdx)
+      a.j(.notEqual, next)
+    } else {
+      a.prepareTail(tail, count: .rdx, scratch: .rdi)
+      try body(true)
+    }
     a.bind(done)
   }
 }

@@ -34,7 +34,7 @@ struct RowGenerator {
     if columns % isa.lanes == 0 {
       tail = nil
     } else {
-      tail = isa == .avx512 ? .mask(Mask(7)) : .lanes(pool.removeLast())
+      tail = isa == .avx512 ? .mask(Mask(7)) : .lanes(pool.removeLast(), count: columns % width.lanes)
     }
   }
 
@@ -207,7 +207,7 @@ struct RowGenerator {
       a.vbroadcastss(scratch, a.constant(words: [reducing.neutral.bitPattern]))
       switch tail {
       case .mask(let mask): a.vblendmps(scratch, mask, scratch, value)
-      case .lanes(let lanes): a.vblendvps(scratch, mask: lanes, scratch, value)
+      case .lanes(let lanes, _): a.vblendvps(scratch, mask: lanes, scratch, value)
       }
       counted = scratch
     }

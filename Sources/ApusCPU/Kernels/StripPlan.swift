@@ -245,7 +245,7 @@ package final class StripPlan: Sendable {
         return .byteWindow(
           try ByteWindowPlan(
             s, epilogue: stage.epilogue, operands: stage.operands, types: stage.types,
-            padValue: stage.padValue))
+            padValue: stage.padValue, isa: isa))
       }
       return .window(
         try WindowPlan(

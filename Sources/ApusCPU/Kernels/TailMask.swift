@@ -4,10 +4,10 @@
 import ApusX86
 
 /// Which lanes of a partial vector exist: a mask register with AVX-512, a vector of element masks with
-/// AVX2.
+/// AVX2, and how many, if the code is for one number only; bytes, for which AVX2 has no masks, need that.
 package enum TailMask: Hashable, Sendable {
   case mask(Mask)
-  case lanes(Vec)
+  case lanes(Vec, count: Int?)
 }
 
 extension Assembler {
@@ -18,7 +18,7 @@ extension Assembler {
       mov(scratch, -1)
       bzhi(scratch, scratch, count)
       kmovw(mask, scratch)
-    case .lanes(let vector):
+    case .lanes(let vector, _):
       // A window of eight ones followed by eight zeros.
       lea(scratch, laneWindow.offset(32))
       shl(count, 2)
@@ -33,7 +33,7 @@ extension Assembler {
     case .mask(let mask):
       mov(scratch, (1 << count) - 1)
       kmovw(mask, scratch)
-    case .lanes(let vector):
+    case .lanes(let vector, _):
       vmovups(vector, laneWindow.offset(32 - 4 * count))
     }
   }
@@ -47,7 +47,7 @@ extension Assembler {
     switch tail {
     case nil: vmovups(to, from)
     case .mask(let mask): vmovups(to, from, mask: mask, zeroing: true)
-    case .lanes(let lanes): vmaskmovps(to, mask: lanes, from)
+    case .lanes(let lanes, _): vmaskmovps(to, mask: lanes, from)
     }
   }
 
@@ -56,7 +56,7 @@ extension Assembler {
     switch tail {
     case nil: vmovups(to, from)
     case .mask(let mask): vmovups(to, from, mask: mask)
-    case .lanes(let lanes): vmaskmovps(to, mask: lanes, from)
+    case .lanes(let lanes, _): vmaskmovps(to, mask: lanes, from)
     }
   }
 }

@@ -106,7 +106,7 @@ private struct WindowGenerator {
     width = isa.width
     let width = shape.isa.width
     var all = (0..<shape.isa.registerCount).map { Vec($0, width) }
-    tail = shape.isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast())
+    tail = shape.isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast(), count: shape.channels % width.lanes)
     registers = all
   }
 

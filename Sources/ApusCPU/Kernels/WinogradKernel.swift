@@ -102,7 +102,7 @@ struct WinogradGenerator {
     width = isa.width
     let width = isa.width
     var all = (0..<isa.registerCount).map { Vec($0, width) }
-    tail = isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast())
+    tail = isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast(), count: channels % isa.lanes)
     registers = all
   }
 

@@ -88,7 +88,7 @@ struct AnchoredProblem {
     case (.float32, .float16, .float32): kind = .float16Weights
     case (.bfloat16, .bfloat16, .float32) where CPUDescription.fastTypes.contains(.bfloat16):
       kind = .bfloat16
-    case (.uint8, .uint8, .int32) where anchor is MatMul && CPUDescription.fastTypes.contains(.int8):
+    case (.uint8, .uint8, .int32) where anchor is MatMul && CPUDescription.fastTypes.contains(.uint8):
       kind = .int8
     case (.uint8, .int8, .int32) where CPUDescription.fastTypes.contains(.int8): kind = .int8
     default: return nil

@@ -137,17 +137,21 @@ public struct Builder: Sendable {
     let selections = TimingCache()
     let library = KernelLibrary(backend: backend, selections: selections)
     reportForeign(cache, library)
+    let problems = try problems(of: graph, types, library)
+    let workspace = try configuration.workspaceLimit.map { limit throws(ApusError) in
+      try WorkspaceLimit(limit, problems, library)
+    }
+    report.notes += workspace?.note.map { [$0] } ?? []
     let tuner = Tuner(
       library: library, cache: cache, level: configuration.level,
-      workspaceLimit: configuration.workspaceLimit,
+      workspace: workspace,
       deadline: configuration.timeBudgetSeconds.map { begin + $0 } ?? .infinity,
       weightByteCount: graph.values.reduce(0) { $0 + (graph[$1].constant?.byteCount ?? 0) })
-    let problems = try problems(of: graph, types, library)
     var timed = 0
     var cancelled = false
     for (index, entry) in problems.enumerated() {
       if cancelled { break }
-      let outcome = try tuner.tune(entry.problem, entry.node)
+      let outcome = try tuner.tune(entry.problem)
       timed += outcome.timed
       selections.record(
         TimingCache.Entry(

@@ -22,7 +22,7 @@ struct Pipeline {
   static func preparing(_ traits: DeviceTraits) -> [Phase] {
     let expanded = Phase(phase: .canonical, passes: [ExpandBlockWeights()], rounds: 1)
     return (traits.fastTypes.contains(.uint4) ? [] : [expanded])
-      + (traits.fastTypes.contains(.int8) ? quantized : []) + simplifying
+      + (traits.fastTypes.contains(.int8) ? quantized(traits) : []) + simplifying
   }
 
   /// All phases for a device: which types it multiplies fast decides how quantised networks are seen,
@@ -35,7 +35,7 @@ struct Pipeline {
       let equalization = EqualizeChannels(insertion.table.scaling)
       phases.append(
         Phase(phase: .calibrated, passes: [equalization, insertion, InferTypes()], rounds: 1))
-      phases += quantized + simplifying
+      phases += quantized(traits) + simplifying
     }
     if let narrowing = precisions.narrowing, traits.fastTypes.contains(.bfloat16) {
       phases.append(Self.narrowing(narrowing))
@@ -54,19 +54,16 @@ struct Pipeline {
   }
 
   /// Quantised products become products of integers before their weights are folded into floats.
-  private static let quantized = [
-    Phase(
-      phase: .quantized,
-      passes: [
-        InferTypes(),
-        UseUnsignedActivations(),
-        LowerQuantizedProducts(),
-        LowerProductsOfActivations(),
-        PushQuantizeUp(),
-        RemoveDeadNodes(),
-      ]),
-    Phase(phase: .quantized, passes: [LowerQuantization(), RemoveDeadNodes()]),
-  ]
+  private static func quantized(_ traits: DeviceTraits) -> [Phase] {
+    let ofActivations: [any Pass] = traits.fastTypes.contains(.uint8) ? [LowerProductsOfActivations()] : []
+    return [
+      Phase(
+        phase: .quantized,
+        passes: [InferTypes(), UseUnsignedActivations(), LowerQuantizedProducts()] + ofActivations
+          + [PushQuantizeUp(), RemoveDeadNodes()]),
+      Phase(phase: .quantized, passes: [LowerQuantization(), RemoveDeadNodes()]),
+    ]
+  }
 
   private static let simplifying: [Phase] = [
     Phase(

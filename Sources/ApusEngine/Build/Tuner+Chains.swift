@@ -30,7 +30,8 @@ extension Tuner {
   {
     let device = library.selectionDevice
     let (all, refusals) = library.selector.candidates(problem)
-    let choices = all.filter { $0.tactic.source != "portable" }
+    let generated = all.filter { $0.tactic.source != "portable" }
+    let choices = try workspace?.fitting(generated, problem, library) ?? generated
     var report = BuildReport.Tuned(
       problem: problem.key, winner: Self.separate, measurements: [],
       refusals: refusals.map { ($0.tactic, $0.reason) }, fromCache: false,
@@ -56,6 +57,8 @@ extension Tuner {
     if Clock.seconds > deadline { return (nil, report) }
     let choice = try fastest(choices, problem, stages, &report)
     report.winner = choice?.id ?? Self.separate
+    // What won among fewer is no answer for builds without the limit.
+    guard choices.count == generated.count else { return (choice, report) }
     cache.record(
       TimingCache.Entry(
         winner: report.winner, version: first.tactic.version,
@@ -87,9 +90,6 @@ extension Tuner {
       if Clock.seconds > deadline { break }
       do throws(ApusError) {
         let kernel = try library.compile(choice, problem)
-        if let limit = workspaceLimit, kernel.kernel.workspaceByteCount > limit {
-          throw ApusError(.resourceLimit, "needs more than \(limit) bytes of workspace")
-        }
         if let reason = try bench.disagreement(kernel) {
           report.refusals.append((choice.id, reason))
           Log.debug(1, "tactic \(choice.id) disagrees with the operators' kernels: \(reason)")

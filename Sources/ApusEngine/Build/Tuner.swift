@@ -13,7 +13,7 @@ struct Tuner {
   let library: KernelLibrary
   let cache: TimingCache
   let level: Int
-  let workspaceLimit: Int?
+  let workspace: WorkspaceLimit?
   /// The clock value after which nothing more is measured.
   let deadline: Double
   /// Bytes of all the network's weights.
@@ -31,15 +31,20 @@ struct Tuner {
 
   /// Chooses for a problem.
   ///
-  /// - Throws: `resource-limit` when no candidate fits the workspace, `unsupported-operator` when no
-  ///   tactic takes the problem.
-  func tune(_ problem: Problem, _ node: Node) throws(ApusError) -> Outcome {
+  /// - Throws: `unsupported-operator` when no tactic takes the problem.
+  func tune(_ problem: Problem) throws(ApusError) -> Outcome {
     let device = library.selectionDevice
     var (choices, refusals) = library.selector.candidates(problem)
     var report = BuildReport.Tuned(
       problem: problem.key, winner: "", measurements: [],
       refusals: refusals.map { ($0.tactic, $0.reason) }, fromCache: false,
       operations: problem.cost.operations)
+    // Before the timing cache is asked, which may come from a build without a limit.
+    let outside = workspace?.divide(choices, problem)
+    if let outside {
+      choices = outside.fitting
+      report.refusals += outside.refusals
+    }
     if let entry = cache.entry(problem: problem.key, device: device),
       let choice = choices.first(where: { $0.id == entry.winner }),
       choice.tactic.version == entry.version
@@ -48,9 +53,6 @@ struct Tuner {
       report.fromCache = true
       report.measurements = entry.measurements.map { ($0.id, $0.seconds) }
       return Outcome(choice: choice, report: report, timed: 0)
-    }
-    if let limit = workspaceLimit {
-      try applyWorkspaceLimit(limit, problem, &choices, &report, node)
     }
     guard let first = choices.first else {
       _ = try library.choose(problem); throw noChoice(problem)
@@ -96,7 +98,8 @@ struct Tuner {
     }
     let choice = best?.choice ?? fallback(choices, report) ?? first
     report.winner = choice.id
-    if level > 0 {
+    // What won among fewer is no answer for builds without the limit.
+    if level > 0, outside?.refusals.isEmpty ?? true {
       cache.record(
         TimingCache.Entry(
           winner: choice.id, version: choice.tactic.version,
@@ -140,29 +143,5 @@ struct Tuner {
 
   private func noChoice(_ problem: Problem) -> ApusError {
     ApusError(.unsupportedOperator, "no tactic takes \(problem.key)")
-  }
-
-  private func applyWorkspaceLimit(
-    _ limit: Int, _ problem: Problem, _ choices: inout [TacticChoice],
-    _ report: inout BuildReport.Tuned, _ node: Node
-  ) throws(ApusError) {
-    var smallest = Int.max
-    var fitting: [TacticChoice] = []
-    for choice in choices {
-      let need = try library.compile(choice, problem).kernel.workspaceByteCount
-      smallest = min(smallest, need)
-      if need <= limit {
-        fitting.append(choice)
-      } else {
-        report.refusals.append(
-          (choice.id, "needs \(need) bytes of workspace, allowed are \(limit)"))
-      }
-    }
-    guard !fitting.isEmpty else {
-      throw ApusError(
-        .resourceLimit, "no tactic fits the workspace of \(limit) bytes",
-        hint: "the smallest workspace that would do is \(smallest) bytes", location: node.location)
-    }
-    choices = fitting
   }
 }

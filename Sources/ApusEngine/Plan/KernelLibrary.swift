@@ -43,7 +43,7 @@ package final class KernelLibrary: Sendable {
     self.backend = backend
     self.selections = selections
     let traits = backend.traits
-    self.selectionDevice = selectionDevice ?? "\(traits.fingerprint)/threads=\(traits.threadCount)"
+    self.selectionDevice = selectionDevice ?? "\(traits.fingerprint)/\(traits.isa)/threads=\(traits.threadCount)"
     selector = TacticSelector(backend)
   }
 

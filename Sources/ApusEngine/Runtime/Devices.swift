@@ -31,7 +31,8 @@ public enum Devices {
       hint: "use --device cpu")
   }
 
-  /// Every usable device as JSON: `kind`, `name`, `isa`, `threads`, `fingerprint`.
+  /// Every usable device as JSON: `kind`, `name`, `isa`, `threads`, `fingerprint`,
+  /// `features`.
   public static var json: JSON {
     let traits = (try? all()) ?? []
     return .array(
@@ -39,6 +40,7 @@ public enum Devices {
         .object([
           ("kind", .string($0.kind)), ("name", .string($0.name)), ("isa", .string($0.isa)),
           ("threads", .int($0.threadCount)), ("fingerprint", .string($0.fingerprint)),
+          ("features", .array($0.features.map { .string($0) })),
         ])
       })
   }

@@ -37,16 +37,20 @@ public struct DeviceTraits: Sendable, Hashable {
   /// Whether device addresses are host pointers, so that callers' memory is used in place.
   public var sharesHostMemory: Bool
   /// The element types whose products have fast kernels: `float32`, `bfloat16`, `int8` (unsigned times
-  /// signed bytes) ...
+  /// signed bytes, the latter constant), `uint8` (both sides computed) ...
   public var fastTypes: Set<DataType>
+  /// What the hardware offers, for people.
+  public var features: [String] = []
   /// Whether attention has a kernel of its own, so that networks which write it out gain from joining it.
   public var joinsAttention: Bool
 
   /// Describes a device.
   public init(
     kind: String, name: String, fingerprint: String, isa: String, threadCount: Int,
-    sharesHostMemory: Bool, fastTypes: Set<DataType> = [.float32], joinsAttention: Bool = false
+    sharesHostMemory: Bool, fastTypes: Set<DataType> = [.float32], joinsAttention: Bool = false,
+    features: [String] = []
   ) {
+    self.features = features
     self.joinsAttention = joinsAttention
     self.fastTypes = fastTypes
     self.kind = kind

@@ -12,6 +12,9 @@ void apus_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 /// and where the system has not enabled it.
 uint64_t apus_xgetbv0(void);
 
+/// Asks the system to let this process use the tile registers of AMX; 1 if it may now, else 0.
+int apus_request_tiles(void);
+
 /// Hints to the processor that the caller spins.
 void apus_cpu_relax(void);
 

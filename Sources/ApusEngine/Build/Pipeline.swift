@@ -50,6 +50,7 @@ struct Pipeline {
     }
     phases.append(ordering)
     if traits.joinsAttention { phases.append(joiningAttention) }
+    if !traits.fastTypes.isDisjoint(with: [.int8, .bfloat16]) { phases.append(widening) }
     return phases + [fusing]
   }
 
@@ -99,6 +100,7 @@ struct Pipeline {
         PushRoundingUp(),
         MergeCommonSubexpressions(),
         ShareRoundedValues(),
+        RoundScaledValues(),
         RemoveDeadNodes(),
         InferTypes(),
       ])
@@ -121,6 +123,10 @@ struct Pipeline {
   /// Before anything is fused into the products that attention is written out with.
   private static let joiningAttention = Phase(
     phase: .fused, passes: [FuseAttention(), RemoveDeadNodes(), InferTypes()], rounds: 1)
+
+  /// Before what widens is fused into what rounded.
+  private static let widening = Phase(
+    phase: .fused, passes: [WidenInReaders(), RemoveDeadNodes(), InferTypes()], rounds: 1)
 
   private static let fusing = Phase(
     phase: .fused,

@@ -35,7 +35,7 @@ import Testing
     let guarded = try GuardedTensor(x)
     let plan = try ReductionPlan(
       shape: x.shape, isReduced: x.shape.indices.map { axes.contains($0) }, function: function,
-      isa: isa)
+      type: x.dataType, isa: isa)
     let count = x.shape.indices.reduce(1) { axes.contains($1) ? $0 : $0 * x.shape[$1] }
     let y = GuardedBuffer(count: count) { _ in .nan }
     let workspace = GuardedBuffer(count: plan.workspaceByteCount / 4) { _ in .nan }
@@ -61,6 +61,46 @@ import Testing
         // The division into tasks does not depend on who does them.
         #expect(try reduce(x, axes, function, isa, threads: 2) == got)
       }
+    }
+  }
+
+  @Test(.enabled(if: testedISAs.contains(.avx512))) func columnsOfBytes() throws {
+    var generator = SeededGenerator(seed: 19)
+    let shapes: [(shape: [Int], axes: [Int])] = [
+      ([1, 1, 2, 9], [1, 2]), ([2, 7, 7, 37], [1, 2]), ([1, 14, 14, 480], [1, 2]), ([3, 112, 112, 8], [1, 2]),
+      ([1, 56, 56, 96], [1, 2]), ([3, 7, 5, 16], [0, 2]), ([5, 300], [0]),
+    ]
+    for type in [DataType.uint8, .int8] {
+      for (shape, axes) in shapes {
+        let x = try generator.tensor(type, shape: shape)
+        for (reduction, function) in Self.functions where ![.prod, .l2].contains(reduction) {
+          let op = Reduce(function: reduction, axes: axes, sumType: .float32)
+          let want = try #require(try op.evaluate([.tensor(x)])[0].tensor)
+          // Sums of so few bytes are exact.
+          for threads in [1, 2] {
+            let got = try reduce(x, axes, function, .avx512, threads: threads)
+            #expect(got.map(Double.init) == want.doubles(), "\(type) \(reduction) \(shape) \(axes)")
+          }
+        }
+      }
+    }
+    #expect(throws: ApusError.self) {
+      try ReductionPlan(
+        shape: [4, 9], isReduced: [false, true], function: ColumnKernel.Function(.sum), type: .uint8)
+    }
+  }
+
+  @Test(.enabled(if: CPUFeatures.host.avx512BF16 && testedISAs.contains(.avx512)))
+  func columnsOfShortFloats() throws {
+    var generator = SeededGenerator(seed: 23)
+    for (shape, axes) in [([2, 7, 7, 37], [1, 2]), ([1, 56, 56, 96], [1, 2]), ([3, 1, 2, 16], [2]), ([900, 5], [0])] {
+      let x = try generator.tensor(.bfloat16, shape: shape)
+      let op = Reduce(function: .sum, axes: axes, sumType: .float32)
+      let want = try #require(try op.evaluate([.tensor(x)])[0].tensor)
+      let got = try reduce(x, axes, ColumnKernel.Function(.sum), .avx512, threads: 1)
+      let y = try Tensor(got, shape: want.shape)
+      #expect(TensorDifference(y, want).relativeL2 < 1e-6, "\(shape)")
+      #expect(try reduce(x, axes, ColumnKernel.Function(.sum), .avx512, threads: 2) == got)
     }
   }
 

@@ -32,6 +32,38 @@ import Testing
     return try b.apply(Relu(), [try b.apply(op, [x, w])])
   }
 
+  /// Channels scaled by what a look at the whole image gives, then mixed.
+  private func excitation() throws -> Graph {
+    var b = GraphBuilder("excitation")
+    let x = b.input("x", .float32, [.symbol("n"), 96, Dim(Self.size), Dim(Self.size)])
+    let filtered = try layer(&b, x, [96, 1, 3, 3], seed: 2, Conv(pads: [1, 1, 1, 1], group: 96))
+    let mean = try b.apply(Reduce(function: .mean, axes: [2, 3]), [filtered])
+    let inner = try layer(&b, mean, [8, 96, 1, 1], seed: 4)
+    let w = b.constant("w5", try SmallNetworks.weights([96, 8, 1, 1], seed: 5))
+    let gate = try b.apply(Sigmoid(), [try b.apply(Conv(), [inner, w])])
+    let y = try layer(&b, try b.apply(Mul(), [filtered, gate]), [8, 96, 1, 1], seed: 3)
+    return try b.finish(outputs: [("y", y)])
+  }
+
+  @Test(arguments: [1, 3]) func scaledChannelsJoinTheProduct(threads: Int) throws {
+    let graph = try excitation()
+    var configuration = BuilderConfiguration()
+    configuration.batch = 1
+    configuration.level = 0
+    configuration.threadCount = threads
+    let engine = try Builder(configuration).build(graph)
+    #expect(hasChain(engine))
+    let context = try engine.makeContext()
+    var generator = SeededGenerator(seed: 6)
+    for batch in [1, 2, 3] {
+      let x = try generator.tensor(.float32, shape: [batch, 96, Self.size, Self.size])
+      let expected = try ReferenceInterpreter.run(graph, inputs: [.tensor(x)])
+      let got = try #require(try context.run(["x": x])["y"])
+      let difference = TensorDifference(got, try #require(expected[0].tensor))
+      #expect(difference.relativeL2 <= 1e-5, "\(difference)")
+    }
+  }
+
   private func engine(level: Int, threads: Int = 1, cache: String? = nil) throws -> Engine {
     var configuration = BuilderConfiguration()
     configuration.batch = 1

@@ -132,6 +132,12 @@ import Testing
     #expect(try run(Reduce(function: .prod), [f([], [0])])[0].floats() == [1])
     #expect(try run(Reduce(function: .max), [i([-3, -2], [2])])[0].ints() == [-2])
     #expect(try run(Reduce(function: .min), [i([1, 0], [2], .bool)])[0].ints() == [0])
+    let bytes = try i([250, 255, 1, 2], [2, 2], .uint8)
+    let mean = Reduce(function: .mean, axes: [0], sumType: .float32)
+    #expect(try run(mean, [bytes])[0].floats() == [125.5, 128.5])
+    #expect(try run(Reduce(function: .max, axes: [0], sumType: .float32), [bytes])[0].floats() == [250, 255])
+    #expect(refuses(Reduce(function: .sum, sumType: .int32), [bytes]))
+    #expect(refuses(Reduce(function: .sum, sumType: .bfloat16), [x]))
     #expect(refuses(Reduce(function: .sum, axes: [2]), [x]))
     #expect(refuses(Reduce(function: .sum, axes: [0, -2]), [x]))
   }

@@ -6,9 +6,12 @@ import Apus
 /// A small network around one kernel.
 struct Kernel: Sendable {
   let name: String
-  /// What limits it: `compute` is compared with the fastest product of the run in its precision, `memory`
+  /// What limits it: `compute` is compared with the fastest direct product of the run in its precision, `memory`
   /// with copying.
   let bound: Bound
+  /// The kernel that goes over as many numbers and computes next to nothing, where one is measured: `memory` is
+  /// then compared with it, since the same caches hold its numbers.
+  var twin: String?
   let precisions: [BuilderConfiguration.Precision]
   let graph: @Sendable () throws(ApusError) -> Graph
 
@@ -22,7 +25,7 @@ extension Kernel {
 
   /// The kernels of common networks at the sizes they have there.
   static let all: [Kernel] =
-    products + convolutions + depthwise + [
+    products + convolutions + rectifiers + depthwise + [
       pointwise("gelu 128x3072", [128, 3072]) { b, x throws(ApusError) in try b.apply(Gelu(), [x]) },
       pointwise("softmax 12x128x128", [12, 128, 128]) { b, x throws(ApusError) in
         try b.apply(Softmax(axis: -1), [x])
@@ -58,9 +61,18 @@ extension Kernel {
     conv(inputs, outputs, size, kernel, stride, groups: 1, narrow, .compute)
   }
 
-  private static let depthwise = [(32, 112, 1), (96, 112, 2), (144, 56, 1), (384, 14, 1), (960, 7, 1)].map {
-    channels, size, stride in
-    conv(channels, channels, size, 3, stride, groups: channels, [.fp32, .bf16], .memory)
+  private static let depthwiseSizes = [(32, 112, 1), (96, 112, 2), (144, 56, 1), (384, 14, 1), (960, 7, 1)]
+
+  private static let depthwise = depthwiseSizes.map { channels, size, stride in
+    var kernel = conv(channels, channels, size, 3, stride, groups: channels, [.fp32, .bf16], .memory)
+    kernel.twin = "relu \(channels)@\(size)"
+    return kernel
+  }
+
+  private static let rectifiers = depthwiseSizes.map { channels, size, _ in
+    pointwise("relu \(channels)@\(size)", [1, channels, size, size]) { b, x throws(ApusError) in
+      try b.apply(Relu(), [x])
+    }
   }
 
   private static func conv(

@@ -56,17 +56,20 @@ struct Measurement {
     bandwidth = (main?.bytes ?? 0) / max(seconds, 1e-12)
   }
 
-  /// All measurements with their share of the roof: the fastest product in the precision for what computes,
-  /// the fastest of all for what moves memory.
+  /// All measurements with their share of the roof: the fastest direct product in the precision for what computes
+  /// (Winograd's, counted as if they were direct, may be above it), the twin or the fastest of all for what moves
+  /// memory.
   static func json(_ rows: [Measurement]) -> [JSON] {
     rows.map { row in
       let rivals = rows.filter { $0.kernel.bound == row.kernel.bound }
       let share: Double
       switch row.kernel.bound {
       case .compute:
-        share = row.rate / (rivals.filter { $0.precision == row.precision }.map(\.rate).max() ?? 1)
+        let direct = rivals.filter { $0.precision == row.precision && !$0.tactic.contains("winograd") }
+        share = row.rate / (direct.map(\.rate).max() ?? 1)
       case .memory:
-        share = row.bandwidth / (rivals.map(\.bandwidth).max() ?? 1)
+        let twin = rows.first { $0.kernel.name == row.kernel.twin }
+        share = row.bandwidth / (twin?.bandwidth ?? rivals.map(\.bandwidth).max() ?? 1)
       }
       return .object([
         ("name", .string(row.kernel.name)), ("precision", .string(row.precision.rawValue)),

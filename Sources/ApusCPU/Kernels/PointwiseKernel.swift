@@ -116,8 +116,8 @@ package final class PointwiseKernel: Sendable {
     }
   }
 
-  /// Computes some elements, or rows.
-  private func run(
+  /// Computes some elements, or rows, on the calling thread; operands start where they do for the whole.
+  func run(
     _ operands: UnsafePointer<UnsafeRawPointer>, _ result: UnsafeMutableRawPointer, from first: Int,
     count: Int
   ) {

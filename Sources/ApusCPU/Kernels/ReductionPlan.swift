@@ -3,8 +3,9 @@
 
 import ApusBase
 import ApusGraph
+import ApusTensor
 
-/// A reduction of single-precision numbers over any axes, as stages that each reduce the middle axis of
+/// A reduction of single-precision numbers, or of bytes and BF16 numbers as such, over any axes, as stages that each reduce the middle axis of
 /// `[outer, reduced, inner]`: along rows where nothing is inside, else down columns. Long ones are cut
 /// into parts, whose results are reduced in a stage of their own, so that there are tasks for all threads
 /// when there are few results. The division depends on the sizes alone.
@@ -21,6 +22,8 @@ package final class ReductionPlan: Sendable {
     let inner: Int
     /// Elements of the reduced axis in a part.
     let chunk: Int
+    /// Bytes of an element of what it reads.
+    let elementBytes: Int
     let kernels: Kernels
     /// Where its result starts in the workspace, in bytes; nil for the last stage.
     let place: Int?
@@ -32,11 +35,12 @@ package final class ReductionPlan: Sendable {
   package let workspaceByteCount: Int
   private let stages: [Stage]
 
-  /// Plans the reduction of the axes of `shape` with `isReduced`.
+  /// Plans the reduction of the axes of `shape` with `isReduced`; elements are of `type`, results single precision.
   ///
-  /// - Throws: `not-yet-supported` when a function has no vector code, or no axis is reduced.
+  /// - Throws: `not-yet-supported` when a function has no vector code, no axis is reduced, or rows of narrow numbers are.
   package init(
-    shape: [Int], isReduced: [Bool], function: ColumnKernel.Function, isa: ISA = .current
+    shape: [Int], isReduced: [Bool], function: ColumnKernel.Function, type: DataType = .float32,
+    isa: ISA = .current
   ) throws(ApusError) {
     let divisions = Self.divide(shape, isReduced)
     guard !divisions.isEmpty, shape.allSatisfy({ $0 > 0 }) else {
@@ -49,8 +53,12 @@ package final class ReductionPlan: Sendable {
       if index == 0 { part.before = function.before }
       let isLast = index == divisions.count - 1
       if isLast { part.after = function.after }
+      let own = index == 0 ? type : .float32
       let kernels: Kernels
       if division.inner == 1 {
+        guard own == .float32 else {
+          throw ApusError(.notYetSupported, "a reduction of rows of \(own)")
+        }
         let steps = RowKernel.reduction(part.reduction, before: part.before, after: part.after)
         func kernel(_ columns: Int) throws(ApusError) -> RowKernel {
           try RowKernel(columns: columns, operands: [.rows], steps: steps, isa: isa)
@@ -59,12 +67,13 @@ package final class ReductionPlan: Sendable {
         let rest = division.reduced % division.chunk
         kernels = .rows(whole, last: rest == 0 ? whole : try kernel(rest))
       } else {
-        kernels = .columns(try ColumnKernel(columns: division.inner, part, isa: isa))
+        kernels = .columns(try ColumnKernel(columns: division.inner, part, type: own, isa: isa))
       }
       stages.append(
         Stage(
           outer: division.outer, reduced: division.reduced, inner: division.inner,
-          chunk: division.chunk, kernels: kernels, place: isLast ? nil : bytes))
+          chunk: division.chunk, elementBytes: ElementAccess.byteCount(own), kernels: kernels,
+          place: isLast ? nil : bytes))
       if !isLast { bytes += (division.outer * division.parts * division.inner * 4 + 63) / 64 * 64 }
     }
     self.stages = stages
@@ -199,7 +208,7 @@ package final class ReductionPlan: Sendable {
         let (outer, part) = rows.quotientAndRemainder(dividingBy: stage.parts)
         let first = part * stage.chunk
         kernel.run(
-          source + (outer * stage.reduced + first) * stage.inner * 4,
+          source + (outer * stage.reduced + first) * stage.inner * stage.elementBytes,
           result: target + rows * stage.inner * 4, rows: min(stage.chunk, stage.reduced - first),
           block: block)
       }

@@ -14,13 +14,15 @@ import ApusTensor
 #endif
 
 /// Consecutive channels-last convolutions, computed together in strips of output rows, so that what lies
-/// between them is read from the second-level cache while it is still there.
+/// between them is read from the second-level cache while it is still there. The first stage may be an
+/// elementwise operator instead.
 ///
 /// A thread goes down an image, or a part of one. For each strip every stage computes the rows that the next
 /// stage needs and that are not there yet: rows that two windows share are kept from strip to strip, and only
 /// where parts of an image meet are they computed twice.
 package final class StripPlan: Sendable {
-  /// One of the convolutions: of 1x1 windows that move by one, or depthwise.
+  /// One of the convolutions: of 1x1 windows that move by one, or depthwise; or an elementwise operator, with
+  /// the shape of a 1x1 convolution of as many channels.
   package struct Stage: Sendable {
     package var shape: ConvShape
     package var epilogue: ScalarExpr
@@ -30,6 +32,11 @@ package final class StripPlan: Sendable {
     package var padValue: Int
     /// The register tile; nil for one by estimate. Depthwise stages have none.
     package var tile: GemmTile?
+    /// The elementwise operator, if it is one; the epilogue and its operands say nothing then.
+    package var elementwise: StripElementwise?
+
+    /// Whether the stage is a matrix product.
+    package var isProduct: Bool { !shape.isDepthwise && elementwise == nil }
 
     /// Describes a stage.
     package init(
@@ -76,6 +83,7 @@ package final class StripPlan: Sendable {
     case product(TiledMultiply)
     case window(WindowPlan)
     case byteWindow(ByteWindowPlan)
+    case elementwise(StripElementwise.Code)
   }
 
   /// Rows of a result between two stages.
@@ -173,7 +181,9 @@ package final class StripPlan: Sendable {
         else { return false }
       }
       if index < stages.count - 1, stage.operands.contains(.full) { return false }
-      if s.isDepthwise {
+      if stage.elementwise != nil {
+        guard index == 0, s.isPixelwise, s.inChannels == s.outChannels else { return false }
+      } else if s.isDepthwise {
         if stage.types.kind == .int8, !ByteWindowPlan.takes(s) { return false }
       } else if !s.isPixelwise || s.inChannels % stage.types.kind.interleave != 0 {
         return false
@@ -240,6 +250,9 @@ package final class StripPlan: Sendable {
   {
     let s = stage.shape
     let kind = stage.types.kind
+    if let elementwise = stage.elementwise {
+      return .elementwise(try StripElementwise.Code(elementwise, s, isa: isa))
+    }
     if s.isDepthwise {
       if kind == .int8 {
         return .byteWindow(
@@ -342,6 +355,7 @@ package final class StripPlan: Sendable {
           operands: own.extras)
       case .window(let plan): plan.run(image: image, rows: step.rows, addresses)
       case .byteWindow(let plan): plan.run(image: image, rows: step.rows, addresses)
+      case .elementwise(let code): code.run(image: image, rows: step.rows, addresses)
       }
     }
   }

@@ -31,6 +31,7 @@ enum CPUTactics {
       DepthwiseTactic(isa: isa, pool: pool),
       ByteDepthwiseTactic(pool: pool),
       StripTactic(isa: isa, pool: pool),
+      ScaledConvTactic(isa: isa, pool: pool),
       RecurrentTactic(isa: isa, pool: pool),
       AttentionTactic(isa: isa, pool: pool),
       WindowPoolTactic(isa: isa, pool: pool),

@@ -50,6 +50,7 @@ struct Pipeline {
     }
     phases.append(ordering)
     if traits.joinsAttention { phases.append(joiningAttention) }
+    if !traits.fastTypes.isDisjoint(with: [.int8, .bfloat16]) { phases.append(widening) }
     return phases + [fusing]
   }
 
@@ -96,6 +97,7 @@ struct Pipeline {
         PushRoundingUp(),
         MergeCommonSubexpressions(),
         ShareRoundedValues(),
+        RoundScaledValues(),
         RemoveDeadNodes(),
         InferTypes(),
       ])
@@ -118,6 +120,10 @@ struct Pipeline {
   /// Before anything is fused into the products that attention is written out with.
   private static let joiningAttention = Phase(
     phase: .fused, passes: [FuseAttention(), RemoveDeadNodes(), InferTypes()], rounds: 1)
+
+  /// Before what widens is fused into what rounded.
+  private static let widening = Phase(
+    phase: .fused, passes: [WidenInReaders(), RemoveDeadNodes(), InferTypes()], rounds: 1)
 
   private static let fusing = Phase(
     phase: .fused,

@@ -27,10 +27,14 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape, Tolerant
   public var keepDims: Bool
   /// Whether an empty list of axes means none instead of all.
   public var noopWithEmptyAxes: Bool
+  /// The type of the result where narrow numbers are combined in single precision; nil for the operand's own type.
+  public var sumType: DataType?
 
   public init(
-    function: Function, axes: [Int]? = nil, keepDims: Bool = true, noopWithEmptyAxes: Bool = false
+    function: Function, axes: [Int]? = nil, keepDims: Bool = true, noopWithEmptyAxes: Bool = false,
+    sumType: DataType? = nil
   ) {
+    self.sumType = sumType
     self.function = function
     self.axes = axes
     self.keepDims = keepDims
@@ -46,6 +50,7 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape, Tolerant
     axes = try attributes.optionalInts("axes")
     keepDims = try attributes.bool("keepDims", true)
     noopWithEmptyAxes = try attributes.bool("noopWithEmptyAxes", false)
+    sumType = try SumType.read(&attributes)
   }
 
   public var attributes: Attributes {
@@ -53,6 +58,7 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape, Tolerant
     if let axes { result["axes"] = .ints(axes) }
     result["keepDims"] = .bool(keepDims)
     if noopWithEmptyAxes { result["noopWithEmptyAxes"] = .bool(true) }
+    if let sumType { result["sum_type"] = .type(sumType) }
     return result
   }
 
@@ -77,16 +83,26 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape, Tolerant
 
   public func infer(_ inputs: InferenceInputs) throws(ApusError) -> [ValueType] {
     let type = try inputs.tensor(0)
-    try Self.check(type.dataType, function)
+    let result = try resultType(type.dataType)
     if inputs.has(1) { try inputs.requireInteger(1, "axes") }
     let given = inputs.has(1) ? inputs.ints(1) : nil
     guard let dims = type.dims, !inputs.has(1) || given != nil else {
       let dims = keepDims ? type.dims?.indices.map { inputs.freshDim("d\($0)") } : nil
-      return [typed(type.dataType, dims)]
+      return [typed(result, dims)]
     }
     let reduced = try reducedAxes(given, rank: dims.count)
     let kept = dims.indices.filter { keepDims || !reduced.contains($0) }
-    return [typed(type.dataType, kept.map { reduced.contains($0) ? 1 : dims[$0] })]
+    return [typed(result, kept.map { reduced.contains($0) ? 1 : dims[$0] })]
+  }
+
+  /// The result's type for elements of `type`.
+  private func resultType(_ type: DataType) throws(ApusError) -> DataType {
+    try Self.check(type, function)
+    guard let sumType, sumType != type else { return type }
+    guard sumType == .float32, type.isInteger || type.isFloat, type.bitWidth <= 16 else {
+      throw ApusError(.typeMismatch, "elements of type \(type) are not combined as \(sumType)")
+    }
+    return sumType
   }
 
   private static func check(_ type: DataType, _ function: Function) throws(ApusError) {
@@ -98,7 +114,7 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape, Tolerant
 
   public func evaluate(_ inputs: [RuntimeValue?]) throws(ApusError) -> [RuntimeValue] {
     let x = try inputs.required(0)
-    try Self.check(x.dataType, function)
+    let type = try resultType(x.dataType)
     let given = try inputs.allTensors().optionalParameter(1, "axes")
     let reduced = try reducedAxes(given, rank: x.rank)
     let kept = x.shape.indices.filter { !reduced.contains($0) }
@@ -107,7 +123,7 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape, Tolerant
     let strides = CopyPlan.rowMajorStrides(x.shape)
     let starts = Self.places(kept.map { x.shape[$0] }, kept.map { strides[$0] })
     let steps = Self.places(reduced.map { x.shape[$0] }, reduced.map { strides[$0] })
-    let isWhole = !x.dataType.isFloat
+    let isWhole = !type.isFloat
     if isWhole, [.sum, .prod, .max, .min, .l1, .sumSquare, .mean].contains(function) {
       let values = x.integers()
       let unsigned = x.dataType == .uint64
@@ -121,7 +137,7 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape, Tolerant
       return [.tensor(try Tensor(results, x.dataType, shape: shape))]
     }
     let values = x.doubles()
-    return [.tensor(try Tensor(starts.map { real(values, $0, steps) }, x.dataType, shape: shape))]
+    return [.tensor(try Tensor(starts.map { real(values, $0, steps) }, type, shape: shape))]
   }
 
   /// The row-major sequence of positions in a box of these sizes and strides.
@@ -201,7 +217,8 @@ public struct Reduce: Operator, PermutableOperator, DataDependentShape, Tolerant
     let places = reduced.compactMap { permutation.firstIndex(of: $0) }.sorted()
     return PermutedForm(
       op: Reduce(
-        function: function, axes: places, keepDims: true, noopWithEmptyAxes: noopWithEmptyAxes),
+        function: function, axes: places, keepDims: true, noopWithEmptyAxes: noopWithEmptyAxes,
+        sumType: sumType),
       permutesInput: inputs.types.indices.map { $0 == 0 })
   }
 }

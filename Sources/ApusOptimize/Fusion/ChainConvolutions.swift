@@ -7,8 +7,9 @@ import ApusOps
 import ApusTensor
 
 /// `b(a(x))` becomes a chain of `a` and `b`: a depthwise convolution with the 1x1 convolution before it, the
-/// one behind it, or both, where nobody else reads what lies between them. Kernels may then compute them in
-/// strips of rows. Results stay as they are, bit for bit.
+/// one behind it, or both, where nobody else reads what lies between them; or an elementwise operator with the
+/// 1x1 convolution that reads its result, such as the product that scales channels in squeeze and excitation.
+/// Kernels may then compute them in strips of rows. Results stay as they are, bit for bit.
 ///
 /// Whether that is faster is not known here: the builder measures `candidates` and joins those that are. Run as
 /// a pass, all are joined.
@@ -49,10 +50,46 @@ public struct ChainConvolutions: Pass {
       taken.formUnion(nodes)
       chains.append(nodes)
     }
+    for id in try graph.topologicalOrder() where !taken.contains(id) {
+      guard kind(id, graph) == .pixelwise, let input = graph[id].inputs[0],
+        let before = graph[input].producer, isElementwise(before, graph), graph.useCount(input) == 1
+      else { continue }
+      if meetsConcatenation(before, id, graph) {
+        context.refuse(name, graph[id].name, because: "it may read or write part of a concatenation in place")
+        continue
+      }
+      chains.append([before, id])
+    }
     return chains
   }
 
   private enum Kind { case pixelwise, depthwise }
+
+  /// Whether a node goes over the pixels of operand 0, with other operands that are the same for all pixels of
+  /// an image.
+  private func isElementwise(_ id: NodeID, _ graph: Graph) -> Bool {
+    let node = graph[id]
+    guard node.op is any PointwiseOperator, node.outputs.count == 1,
+      let dims = graph[node.outputs[0]].type.tensor?.dims, dims.count == 4
+    else { return false }
+    return node.inputs.enumerated().allSatisfy { index, operand in
+      guard let operand, let type = graph[operand].type.tensor, let own = type.dims else { return false }
+      if index == 0 { return own == dims }
+      if own.allSatisfy({ $0.value == 1 }) { return true }
+      guard own.last == dims.last, own.count <= 4 else { return false }
+      let isForEach = own.count == 4 && own[0] == dims[0]
+      return own.dropFirst(isForEach ? 1 : 0).dropLast().allSatisfy { $0.value == 1 }
+    }
+  }
+
+  /// Whether what two nodes read or make together is a concatenation, or goes into one: kernels for chains do not
+  /// take tensors with gaps between their rows.
+  private func meetsConcatenation(_ first: NodeID, _ last: NodeID, _ graph: Graph) -> Bool {
+    guard let input = graph[first].inputs[0] else { return false }
+    let values = [input, graph[last].outputs[0]]
+    let nodes = values.flatMap { graph[$0].consumers } + [graph[input].producer].compactMap { $0 }
+    return nodes.contains { graph[$0].op is Concat }
+  }
 
   /// What kind of convolution of two axes a node is, with or without an epilogue.
   private func kind(_ id: NodeID, _ graph: Graph) -> Kind? {

@@ -53,11 +53,12 @@ struct PointwiseTerm {
     self.operands = operands
   }
 
-  /// This term with operand `value` replaced by another term.
+  /// This term with operand `value` replaced by another term, whose operands come where it was.
   func substituting(_ value: ValueID, by inner: PointwiseTerm) -> PointwiseTerm {
     var result = self
-    var list = operands.filter { $0 != value }
-    for operand in inner.operands where !list.contains(operand) { list.append(operand) }
+    var list: [ValueID] = []
+    for operand in operands.flatMap({ $0 == value ? inner.operands : [$0] })
+    where !list.contains(operand) { list.append(operand) }
     func position(_ operand: ValueID) -> ScalarExpr { .input(list.firstIndex(of: operand)!) }
     let replacement = inner.expression.substituting { position(inner.operands[$0]) }
     result.expression = expression.substituting { index in

@@ -8,17 +8,19 @@ import ApusOps
 import Synchronization
 
 /// A depthwise convolution together with the 1x1 convolution before it, the one behind it, or both, computed in
-/// strips of rows that stay in the second-level cache.
+/// strips of rows that stay in the second-level cache; or an elementwise operator together with the 1x1
+/// convolution behind it.
 struct StripTactic: Tactic {
   let name = "cpu.conv.f32.strips"
   let source = "jit"
   let isa: ISA
   let pool: ThreadPool
-  private let known = KnownChains()
+  private let known: KnownChains
 
   init(isa: ISA, pool: ThreadPool) {
     self.isa = isa
     self.pool = pool
+    known = KnownChains(isa: isa)
   }
 
   func support(_ problem: Problem) -> Support {
@@ -41,13 +43,13 @@ struct StripTactic: Tactic {
     let fitting = heights.filter { Self.bytes(stages, rows: $0) <= Self.mostBytes }
     let vectors = GemmTile.candidates(isa).map(\.vectors)
     return (fitting.isEmpty ? heights.suffix(1) : fitting[...]).flatMap { rows in
-      switch (stages.first?.shape.isDepthwise ?? true, stages.last?.shape.isDepthwise ?? true) {
-      case (false, false):
+      switch (stages.first?.isProduct ?? false, stages.last?.isProduct ?? false) {
+      case (true, true):
         vectors.flatMap { before in
           vectors.map { behind in ["rows": rows, "in": before, "out": behind] }
         }
-      case (false, true): vectors.map { ["rows": rows, "in": $0] }
-      case (true, _): vectors.map { ["rows": rows, "out": $0] }
+      case (true, false): vectors.map { ["rows": rows, "in": $0] }
+      case (false, _): vectors.map { ["rows": rows, "out": $0] }
       } as [TacticConfiguration]
     }
   }
@@ -62,7 +64,7 @@ struct StripTactic: Tactic {
         layouts[weights] = PackedLayout(
           batch: 1, rows: shape.inChannels, columns: shape.outChannels, width: tile.columns(isa),
           interleave: stage.types.kind.interleave, segment: shape.inChannels)
-      } else if stage.types.kind == .int8 {
+      } else if stage.types.kind == .int8, stage.elementwise == nil {
         layouts[weights] = ByteWindowPlan.packing(shape)
       }
     }
@@ -98,7 +100,11 @@ struct StripTactic: Tactic {
     for index in stages.indices { stages[index].tile = tile(of: index, configuration, stages) }
     let plan = try StripPlan(stages, rows: rows, threadCount: pool.threadCount, isa: isa)
     return StripKernel(
-      plan: plan, weights: stages.indices.map { chain.operands(of: $0).lowerBound },
+      plan: plan,
+      operands: stages.enumerated().map { index, stage in
+        let first = chain.operands(of: index).lowerBound
+        return StripKernel.Operands(weights: first, extras: first + (stage.elementwise == nil ? 1 : 0))
+      },
       argumentCount: problem.inputs.count, pool: pool)
   }
 
@@ -106,11 +112,11 @@ struct StripTactic: Tactic {
     try? known.read(problem).get()
   }
 
-  /// The tile of a stage; nil for depthwise ones.
+  /// The tile of a stage that is a product; nil for others.
   private func tile(of index: Int, _ configuration: TacticConfiguration, _ stages: [StripPlan.Stage])
     -> GemmTile?
   {
-    guard !stages[index].shape.isDepthwise else { return nil }
+    guard stages[index].isProduct else { return nil }
     let vectors = configuration[index == 0 ? "in" : "out"]
     let words = stages[index].shape.inChannels / stages[index].types.kind.interleave
     let tiles =
@@ -140,8 +146,12 @@ struct StripTactic: Tactic {
 /// Runs a strip plan.
 struct StripKernel: Kernel {
   let plan: StripPlan
-  /// Where each stage's operands begin among the arguments: weights, then the epilogue's.
-  let weights: [Int]
+  /// Where each stage's operands are among the arguments: weights, if it has any, and the others' first.
+  struct Operands {
+    let weights: Int
+    let extras: Int
+  }
+  let operands: [Operands]
   let argumentCount: Int
   let pool: ThreadPool
   var workspaceByteCount: Int { plan.workspaceByteCount }
@@ -149,12 +159,12 @@ struct StripKernel: Kernel {
   func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
     throws(ApusError)
   {
-    withUnsafeTemporaryAllocation(of: StripPlan.Operands.self, capacity: weights.count) { operands in
-      guard let base = operands.baseAddress else { return }
-      for (stage, first) in weights.enumerated() {
+    withUnsafeTemporaryAllocation(of: StripPlan.Operands.self, capacity: operands.count) { buffer in
+      guard let base = buffer.baseAddress else { return }
+      for (stage, own) in operands.enumerated() {
         (base + stage).initialize(
           to: StripPlan.Operands(
-            weights: arguments[first].pointer, extras: arguments.pointers(from: first + 1)))
+            weights: arguments[own.weights].pointer, extras: arguments.pointers(from: own.extras)))
       }
       plan.run(
         input: arguments[0].pointer, operands: base,
@@ -166,20 +176,30 @@ struct StripKernel: Kernel {
 
 /// Chains read before, by key: the tuner asks about each configuration.
 private final class KnownChains: Sendable {
+  private let isa: ISA
   private let chains = Mutex<[String: Result<[StripPlan.Stage], ConvProblem.Refusal>]>([:])
+
+  init(isa: ISA) { self.isa = isa }
 
   func read(_ problem: Problem) -> Result<[StripPlan.Stage], ConvProblem.Refusal> {
     guard problem.op is Chain else { return .failure("not a chain") }
     if let known = chains.withLock({ $0[problem.key] }) { return known }
-    let read = Self.stages(problem)
+    let read = stages(problem)
     chains.withLock { $0[problem.key] = read }
     return read
   }
 
-  private static func stages(_ problem: Problem) -> Result<[StripPlan.Stage], ConvProblem.Refusal> {
+  private func stages(_ problem: Problem) -> Result<[StripPlan.Stage], ConvProblem.Refusal> {
     guard let problems = try? problem.stages() else { return .failure("sizes that are not known") }
     var stages: [StripPlan.Stage] = []
     for problem in problems {
+      if problem.op is any PointwiseOperator {
+        switch ElementwiseStage.read(problem, isa: isa) {
+        case .failure(let refusal): return .failure(refusal)
+        case .success(let stage): stages.append(stage)
+        }
+        continue
+      }
       switch ConvProblem.read(problem) {
       case .failure(let refusal): return .failure(refusal)
       case .success(let conv):

@@ -5,8 +5,9 @@ import ApusBase
 import ApusGraph
 import ApusKernel
 import ApusOps
+import ApusTensor
 
-/// Reductions of float32 over any axes by generated code.
+/// Reductions of float32 over any axes by generated code, down columns of bytes and BF16 numbers, too.
 struct ReductionTactic: Tactic {
   let name = "cpu.reduce.f32.stages"
   let source = "jit"
@@ -17,25 +18,37 @@ struct ReductionTactic: Tactic {
     let shape: [Int]
     let isReduced: [Bool]
     let function: ColumnKernel.Function
+    let type: DataType
   }
 
   private func read(_ problem: Problem) -> Result<Reduction, NativeRefusal> {
     guard let op = problem.op as? Reduce else { return .failure("not a Reduce") }
-    guard problem.isFloat32, problem.inputs.count == 1, let x = problem.inputs[0], x.count > 0
+    guard problem.inputs.count == 1, let x = problem.inputs[0], x.count > 0, x.packing == nil,
+      problem.outputs[0].dataType == .float32,
+      [.float32, .bfloat16, .uint8, .int8].contains(x.dataType), ElementAccess.supports(x.dataType, isa)
     else {
-      return .failure("not float32, empty, or with axes as an operand")
+      return .failure("not to float32, empty, or with axes as an operand")
     }
     guard let axes = try? op.reducedAxes(nil, rank: x.shape.count) else {
       return .failure("axes out of range")
     }
     guard axes.contains(where: { x.shape[$0] > 1 }) else { return .failure("nothing is combined") }
     let count = axes.reduce(1) { $0 * x.shape[$1] }
+    guard x.dataType == .float32 || Self.hasColumns(x.shape, axes) else {
+      return .failure("rows of narrow numbers")
+    }
     guard let function = Self.function(op.function, count: count) else {
       return .failure("the function has no kernel")
     }
     return .success(
       Reduction(
-        shape: x.shape, isReduced: x.shape.indices.map { axes.contains($0) }, function: function))
+        shape: x.shape, isReduced: x.shape.indices.map { axes.contains($0) }, function: function,
+        type: x.dataType))
+  }
+
+  /// Whether something lies inside of the axes that are reduced.
+  private static func hasColumns(_ shape: [Int], _ axes: [Int]) -> Bool {
+    shape.indices.last { shape[$0] > 1 }.map { !axes.contains($0) } ?? false
   }
 
   private static func function(_ function: Reduce.Function, count: Int) -> ColumnKernel.Function? {
@@ -74,7 +87,7 @@ struct ReductionTactic: Tactic {
     return ReductionKernel(
       plan: try ReductionPlan(
         shape: reduction.shape, isReduced: reduction.isReduced, function: reduction.function,
-        isa: isa),
+        type: reduction.type, isa: isa),
       pool: pool)
   }
 }

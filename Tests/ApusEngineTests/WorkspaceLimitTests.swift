@@ -90,4 +90,36 @@ import Testing
     #expect(again.report.tuned.map(\.winner) == free.report.tuned.map(\.winner))
     #expect(again.report.tuned.contains { $0.fromCache })
   }
+
+  /// Engines choose kernels for shapes that they meet later, and keep the limit there.
+  @Test func otherShapesKeepTheLimit() throws {
+    var b = GraphBuilder("dynamic")
+    var generator = SeededGenerator(seed: 5)
+    let x = b.input("x", .float32, [1, Dim(64), .symbol("H"), .symbol("W")])
+    let w = b.constant("w", try generator.tensor(.float32, shape: [64, 64, 3, 3]))
+    let graph = try b.finish(
+      outputs: [("y", try b.apply(Conv(pads: [1, 1, 1, 1]), [x, w], name: "conv0"))])
+    let sizes = [6, 8, 32].map { [1, 64, $0, $0] }
+    var none = configuration(0)
+    none.shapes["x"] = BuilderConfiguration.ShapeRange(
+      minimum: sizes[0], optimum: sizes[1], maximum: sizes[2])
+    let error = #expect(throws: ApusError.self) { _ = try Builder(none).build(graph) }
+    var limited = none
+    limited.workspaceLimit = try number(in: error?.hint)
+    func run(_ configuration: BuilderConfiguration, _ size: Int) throws -> Tensor? {
+      let path = "/tmp/apus-test-\(UInt64.random(in: 0 ..< .max)).plan"
+      defer { FileIO.remove(path) }
+      try Builder(configuration).build(graph).save(path: path)
+      let image = try Tensor((0..<64 * size * size).map { Float($0 % 17) - 8 }, shape: [1, 64, size, size])
+      return try Engine.load(path: path).makeContext().run(["x": image])["y"]
+    }
+    let refused = #expect(throws: ApusError.self) { _ = try run(limited, 24) }
+    #expect(refused?.code == .resourceLimit && refused?.description.contains("conv0") == true, "\(String(describing: refused))")
+    var enough = limited
+    enough.workspaceLimit = try 4 * number(in: refused?.hint)
+    var free = limited
+    free.workspaceLimit = nil
+    let (y, wanted) = (try #require(try run(enough, 24)), try #require(try run(free, 24)))
+    #expect(TensorDifference(y, wanted).relativeL2 < 1e-4)
+  }
 }

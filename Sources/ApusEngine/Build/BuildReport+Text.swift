@@ -7,13 +7,14 @@ import ApusOptimize
 
 /// The form in which an engine file keeps the report: tab-separated lines that begin with their kind.
 /// A reader passes over kinds it does not know, and over damaged lines: nothing but explanations
-/// depends on them. How long the build and its phases took is left out, so that builds from the same timing
+/// and the workspace limit depends on them. How long the build and its phases took is left out, so that builds from the same timing
 /// cache give the same file.
 extension BuildReport {
   /// The text form.
   package var text: String {
     var lines = [["build", "\(importedNodeCount)", "\(optimizedNodeCount)"]]
     if !precision.isEmpty { lines.append(["precision", precision]) }
+    if let workspaceLimit { lines.append(["workspace", "\(workspaceLimit)"]) }
     lines += notes.map { ["note", $0] }
     lines += layers.map { ["layer"] + $0.fields }
     if let calibration {
@@ -57,6 +58,7 @@ extension BuildReport {
       importedNodeCount = Int(fields[0]) ?? 0
       optimizedNodeCount = Int(fields[1]) ?? 0
     case ("precision", 1): precision = fields[0]
+    case ("workspace", 1): workspaceLimit = Int(fields[0]).flatMap { $0 >= 0 ? $0 : nil }
     case ("layer", 5): if let layer = LayerRecord(fields: fields) { layers.append(layer) }
     case ("quantization", _): quantization = QuantizationOptions(fields: fields)
     case ("note", 1): notes.append(fields[0])

@@ -25,6 +25,8 @@ public struct BuildReport: Sendable {
 
   /// The precision that was asked for.
   public var precision = ""
+  /// Bytes of workspace that a kernel may use, if there was a limit; kernels for other shapes keep it, too.
+  public var workspaceLimit: Int?
   /// What users of the engine should know.
   public var notes: [String] = []
   /// The ranges that were used, and how weights were rounded.

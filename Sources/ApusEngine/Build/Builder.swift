@@ -65,6 +65,7 @@ public struct Builder: Sendable {
     var graph = network
     var report = BuildReport()
     report.precision = precisions.asked.rawValue
+    report.workspaceLimit = configuration.workspaceLimit
     report.notes += precisions.notes
     report.layers = precisions.records
     report.calibration = precisions.table
@@ -135,7 +136,8 @@ public struct Builder: Sendable {
     let begin = Clock.seconds
     let cache = try timingCache()
     let selections = TimingCache()
-    let library = KernelLibrary(backend: backend, selections: selections)
+    let library = KernelLibrary(
+      backend: backend, selections: selections, workspaceLimit: configuration.workspaceLimit)
     reportForeign(cache, library)
     let problems = try problems(of: graph, types, library)
     let workspace = try configuration.workspaceLimit.map { limit throws(ApusError) in

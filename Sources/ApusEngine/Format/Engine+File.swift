@@ -130,10 +130,12 @@ extension Engine {
     var reader = TextReader(try text(.graph, sections), registry: registry, constant: constants)
     let graph = try reader.read()
     let selections = try TimingCache(parsing: try text(.selections, sections))
+    let report = BuildReport(parsing: try text(.report, sections))
     let library = KernelLibrary(
-      backend: backend, selections: selections, selectionDevice: metadata["selection_device"])
+      backend: backend, selections: selections, selectionDevice: metadata["selection_device"],
+      workspaceLimit: report.workspaceLimit)
     return Engine(
-      graph: graph, library: library, report: BuildReport(parsing: try text(.report, sections)),
+      graph: graph, library: library, report: report,
       isReference: metadata["reference"] == "true",
       splitsBatch: metadata["splits_batch"] == "true")
   }

@@ -37,10 +37,16 @@ package final class KernelLibrary: Sendable {
   package let selections: TimingCache
   /// The device that the selections were made for, as the timing cache names it.
   package let selectionDevice: String
+  /// The most workspace of kernels for shapes that were not tuned.
+  let workspaceLimit: Int?
   private let state = Mutex(State())
 
-  package init(backend: any Backend, selections: TimingCache, selectionDevice: String? = nil) {
+  package init(
+    backend: any Backend, selections: TimingCache, selectionDevice: String? = nil,
+    workspaceLimit: Int? = nil
+  ) {
     self.backend = backend
+    self.workspaceLimit = workspaceLimit
     self.selections = selections
     let traits = backend.traits
     self.selectionDevice = selectionDevice ?? "\(traits.fingerprint)/\(traits.isa)/threads=\(traits.threadCount)"
@@ -84,9 +90,36 @@ package final class KernelLibrary: Sendable {
     let (choices, refusals) = selector.candidates(problem)
     let recorded = selections.entry(problem: problem.key, device: selectionDevice)
     let preferred = recorded.flatMap { entry in choices.first { $0.id == entry.winner } }
-    if let choice = preferred ?? choices.first { return choice }
+    if let preferred { return preferred }
+    if let choice = try firstFitting(choices, problem) { return choice }
     let reasons = refusals.map { "\($0.tactic): \($0.reason)" }.joined(separator: "; ")
     throw ApusError(.unsupportedOperator, "no tactic takes \(problem.key): \(reasons)")
+  }
+
+  /// The first choice within the workspace limit; the portable tactic asks for none, so that it is the last resort.
+  ///
+  /// - Throws: `resource-limit` when all that take the weights as they were packed need more.
+  private func firstFitting(_ choices: [TacticChoice], _ problem: Problem) throws(ApusError)
+    -> TacticChoice?
+  {
+    guard let workspaceLimit else { return choices.first }
+    var smallest = Int.max
+    for choice in choices {
+      do {
+        let need = try compile(choice, problem).kernel.workspaceByteCount
+        if need <= workspaceLimit { return choice }
+        smallest = min(smallest, need)
+      } catch where error.code == .resourceLimit || error.code == .notYetSupported {
+        continue
+      }
+    }
+    guard smallest < Int.max else { return choices.first }
+    throw ApusError(
+      .resourceLimit,
+      "no kernel for a result of \(problem.outputs.map(\.shape)) fits the workspace of "
+        + "\(workspaceLimit) bytes that the engine was built with",
+      hint: "it takes \(smallest) bytes with the weights packed as they are; build the engine for such shapes, or with "
+        + "more workspace")
   }
 
   /// Compiles a choice.

@@ -22,7 +22,7 @@ package struct TileOverlap: Hashable, Sendable {
   var places: Int { 2 * rows }
 
   /// The longest sums: each row of a tile has code of its own.
-  static let mostWords = 24
+  static let mostWords = 12
 }
 
 extension MicrokernelGenerator {

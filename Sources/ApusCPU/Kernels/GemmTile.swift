@@ -33,10 +33,13 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
     return shapes.map { GemmTile(rows: $0, vectors: $1) }
   }
 
-  /// Those whose epilogue runs beside the sums, which pays where sums over so many words of K are short: with
-  /// half of the registers, a long one waits for its multiply-adds.
-  package static func overlapping(_ isa: ISA, _ kind: ProductKind, words: Int) -> [GemmTile] {
-    guard isa == .avx512, words <= TileOverlap.mostWords else { return [] }
+  /// Those whose epilogue runs beside the sums, for sums over so many words of K and so many elements of C.
+  ///
+  /// They pay where sums are short: with half of the registers, a long one waits for its multiply-adds. And every
+  /// row of such a tile has code of its own, which inside of a network is not in the caches when it is wanted: only
+  /// products that run through it often make up for that.
+  package static func overlapping(_ isa: ISA, _ kind: ProductKind, words: Int, results: Int) -> [GemmTile] {
+    guard isa == .avx512, words <= TileOverlap.mostWords, results >= leastResults else { return [] }
     switch kind {
     case .int8:
       return [(16, 4, 8), (18, 3, 9), (20, 2, 10)].map {
@@ -46,6 +49,8 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
     case .float32, .float16Weights, .int16: return []
     }
   }
+
+  private static let leastResults = 400_000
 
   /// The share of the peak that this tile reaches for `n` columns and rows that come in runs of `run`
   /// (all rows of a matrix, or the pixels of one output row), `stride` elements apart in A. Fitted to

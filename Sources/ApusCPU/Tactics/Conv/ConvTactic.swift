@@ -27,8 +27,9 @@ struct ConvTactic: Tactic {
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
     guard case .success(let conv) = ConvProblem.read(problem) else { return [] }
     let words = ConvPlan.words(conv.shape, conv.types.kind)
-    return (GemmTile.candidates(isa) + GemmTile.overlapping(isa, conv.types.kind, words: words))
-      .map(\.configuration)
+    let overlapping = GemmTile.overlapping(
+      isa, conv.types.kind, words: words, results: problem.outputs[0].count)
+    return (GemmTile.candidates(isa) + overlapping).map(\.configuration)
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {

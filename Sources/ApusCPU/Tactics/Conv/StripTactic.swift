@@ -118,14 +118,12 @@ struct StripTactic: Tactic {
   {
     guard stages[index].isProduct else { return nil }
     let vectors = configuration[index == 0 ? "in" : "out"]
-    let words = stages[index].shape.inChannels / stages[index].types.kind.interleave
-    let tiles =
-      words <= Self.shortSum ? GemmTile.overlapping(isa, stages[index].types.kind, words: words) : []
+    let (s, kind) = (stages[index].shape, stages[index].types.kind)
+    let tiles = GemmTile.overlapping(
+      isa, kind, words: s.inChannels / kind.interleave,
+      results: s.batch * s.outHeight * s.outWidth * s.outChannels)
     return (tiles + GemmTile.candidates(isa)).first { $0.vectors == vectors }
   }
-
-  /// Sums over so few words of K are always faster with their epilogues beside them.
-  private static let shortSum = 12
 
   /// About what a strip takes between the stages.
   private static func bytes(_ stages: [StripPlan.Stage], rows: Int) -> Int {

@@ -49,8 +49,8 @@ struct MatMulTactic: Tactic {
     let anchored = AnchoredProblem(problem)
     guard let sizes = sizes(anchored), let kind = anchored.types?.kind else { return [] }
     let words = (sizes.k + kind.interleave - 1) / kind.interleave
-    return (GemmTile.candidates(isa) + GemmTile.overlapping(isa, kind, words: words))
-      .map(\.configuration)
+    let overlapping = GemmTile.overlapping(isa, kind, words: words, results: sizes.m * sizes.n)
+    return (GemmTile.candidates(isa) + overlapping).map(\.configuration)
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {

@@ -40,6 +40,11 @@ enum Terminal {
     }
   }
 
+  /// How much of the device's roofline a kernel reaches.
+  static func share(_ share: Double?) -> String {
+    padded(share.map { fixed(100 * $0, 0) } ?? "-", 4) + " % of roof"
+  }
+
   /// The largest resident size of the process so far, in bytes.
   static var peakMemoryByteCount: Int {
     var usage = rusage()

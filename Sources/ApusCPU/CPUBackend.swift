@@ -65,6 +65,10 @@ public final class CPUBackend: Backend {
     apus_evict(start, memory.byteCount)
   }
 
+  public func roofline() throws(ApusError) -> Roofline? {
+    try CPURoofline(pool: pool, isa: CPUDescription.isa).measure()
+  }
+
   private func address(_ pointer: UnsafeRawPointer) -> DeviceAddress {
     DeviceAddress(bits: UInt64(UInt(bitPattern: pointer)))
   }

@@ -61,6 +61,7 @@ struct BenchCommand: ParsableCommand {
     _ = try context.profile(inputs)
     var runs: [[KernelTime]] = []
     for _ in 0..<5 { runs.append(try context.profile(inputs)) }
+    let roof = try Devices.roofline(of: engine.device.kind, threadCount: engine.device.threadCount)
     let total = runs[0].indices.map { i in runs.map { $0[i].seconds }.min()! }.reduce(0, +)
     for index in runs[0].indices {
       let seconds = runs.map { $0[index].seconds }.min()!
@@ -69,7 +70,7 @@ struct BenchCommand: ParsableCommand {
         "\(Terminal.padded(Terminal.fixed(seconds * 1e6, 1), 10)) us "
           + "\(Terminal.padded(Terminal.fixed(100 * seconds / total, 1), 5)) % "
           + "\(Terminal.padded(Terminal.fixed(kernel.operations / seconds * 1e-9, 1), 7)) GFLOP/s "
-          + "\(kernel.tactic)  \(kernel.name)")
+          + "\(Terminal.share(roof?.share(of: kernel.work, seconds)))  \(kernel.tactic)  \(kernel.name)")
     }
     Terminal.line("\(Terminal.fixed(total * 1e3, 3)) ms in all")
   }

@@ -28,6 +28,8 @@ struct TacticsCommand: ParsableCommand {
     var configuration = try options.configuration()
     configuration.level = options.level ?? 5
     let graph = try model.map { try Model.load(path: $0) } ?? product()
+    let roof = try Devices.roofline(
+      of: configuration.device, threadCount: configuration.threadCount)
     let builder = Builder(configuration, progress: ProgressPrinter().handler)
     for tuned in try builder.tuneAll(graph) {
       Terminal.line(tuned.problem)
@@ -35,7 +37,8 @@ struct TacticsCommand: ParsableCommand {
         let rate = tuned.operations / seconds * 1e-9
         Terminal.line(
           "  \(Terminal.padded(Terminal.fixed(seconds * 1e6, 1), 11)) us "
-            + "\(Terminal.padded(Terminal.fixed(rate, 1), 8)) GFLOP/s  \(id)"
+            + "\(Terminal.padded(Terminal.fixed(rate, 1), 8)) GFLOP/s  "
+            + "\(Terminal.share(roof?.share(of: tuned.work, seconds)))  \(id)"
             + (id == tuned.winner ? "  <--" : ""))
       }
       for (id, reason) in tuned.refusals { Terminal.line("  refused  \(id): \(reason)") }

@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusCalibration
+import ApusKernel
 import ApusOptimize
 
 /// What a build did: phases with times, rewrites, tuned problems. Kept in the engine file.
@@ -21,6 +22,8 @@ public struct BuildReport: Sendable {
     public var fromCache: Bool
     /// Arithmetic operations of the problem.
     public var operations = 0.0
+    /// What the problem asks of a device; engines that were read from a file do not say.
+    public var work: KernelWork?
   }
 
   /// The precision that was asked for.

@@ -35,7 +35,7 @@ extension Tuner {
     var report = BuildReport.Tuned(
       problem: problem.key, winner: Self.separate, measurements: [],
       refusals: refusals.map { ($0.tactic, $0.reason) }, fromCache: false,
-      operations: problem.cost.operations)
+      operations: problem.cost.operations, work: KernelWork(problem))
     let largest = stages.dropLast().reduce(0) { max($0, Self.byteCount($1.outputs[0])) }
     guard let first = choices.first, largest >= Self.smallResult else { return (nil, report) }
     if let entry = cache.entry(problem: problem.key, device: device),

@@ -38,7 +38,7 @@ struct Tuner {
     var report = BuildReport.Tuned(
       problem: problem.key, winner: "", measurements: [],
       refusals: refusals.map { ($0.tactic, $0.reason) }, fromCache: false,
-      operations: problem.cost.operations)
+      operations: problem.cost.operations, work: KernelWork(problem))
     // Before the timing cache is asked, which may come from a build without a limit.
     let outside = workspace?.divide(choices, problem)
     if let outside {

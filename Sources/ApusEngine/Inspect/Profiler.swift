@@ -15,9 +15,13 @@ public struct KernelTime: Sendable {
   public let tactic: String
   /// Seconds.
   public internal(set) var seconds: Double
-  /// Operations of the problem, and the bytes it reads and writes at least.
-  public let operations: Double
-  public let bytes: Double
+  /// What the problem asks of the device, of all members of a batch together.
+  public let work: KernelWork
+
+  /// Operations of the problem.
+  public var operations: Double { work.operations }
+  /// The bytes it reads and writes at least.
+  public var bytes: Double { work.bytes }
 }
 
 extension ExecutionContext {
@@ -31,7 +35,9 @@ extension ExecutionContext {
       let now = Clock.seconds
       if step > 0 {
         let done = instance.plan.steps[step - 1]
-        let runs = Double(instance.plan.repeats)
+        var work = KernelWork(done.problem)
+        work.operations *= Double(instance.plan.repeats)
+        work.bytes *= Double(instance.plan.repeats)
         // Members of a batch add up.
         if instance.plan.repeats > 1, times.count == instance.plan.steps.count {
           times[step - 1].seconds += now - last
@@ -39,7 +45,7 @@ extension ExecutionContext {
           times.append(
             KernelTime(
               name: done.nodeName, sources: done.sources, tactic: done.tacticID, seconds: now - last,
-              operations: done.problem.cost.operations * runs, bytes: done.problem.cost.bytes * runs))
+              work: work))
         }
       }
       last = Clock.seconds

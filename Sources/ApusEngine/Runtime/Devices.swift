@@ -25,6 +25,13 @@ public enum Devices {
     }
   }
 
+  /// What a device reaches at most with so many threads, measured now; nil where that is not known.
+  ///
+  /// - Throws: as `backend`.
+  public static func roofline(of name: String, threadCount: Int) throws(ApusError) -> Roofline? {
+    try backend(for: name, threadCount: threadCount).roofline()
+  }
+
   private static func noCUDA(_ name: String) -> ApusError {
     ApusError(
       .notYetSupported, "device '\(name)' is not available in this version yet",

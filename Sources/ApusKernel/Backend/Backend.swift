@@ -121,6 +121,8 @@ public protocol Backend: Sendable {
   /// Takes memory out of the device's caches, so that the next kernel reads it from where it lies. Timings
   /// use it; it changes nothing else.
   func evict(_ memory: DeviceMemory)
+  /// Measures what the device reaches at most; nil where that is not known.
+  func roofline() throws(ApusError) -> Roofline?
   /// How many queues make progress side by side when they are filled by `concurrently`.
   var laneCount: Int { get }
   /// Calls `work` for every lane below `count`, side by side where the device gains from it, and returns
@@ -136,6 +138,7 @@ public protocol LaneWork: AnyObject {
 
 extension Backend {
   public func evict(_ memory: DeviceMemory) {}
+  public func roofline() throws(ApusError) -> Roofline? { nil }
   public var laneCount: Int { 1 }
   public func concurrently(_ count: Int, _ work: any LaneWork) {
     for lane in 0..<count { work.run(lane: lane) }

@@ -69,9 +69,14 @@ extension Kernel {
     return kernel
   }
 
+  /// Only a corner of the result leaves the network: memory for all of it would be new in every run.
   private static let rectifiers = depthwiseSizes.map { channels, size, _ in
     pointwise("relu \(channels)@\(size)", [1, channels, size, size]) { b, x throws(ApusError) in
-      try b.apply(Relu(), [x])
+      let y = try b.apply(Relu(), [x])
+      let ends = [("starts", 0), ("ends", 1), ("axes", 2)]
+      var operands = [y]
+      for (name, value) in ends { operands.append(b.constant(name, try Tensor([Int64(value)], .int64, shape: [1]))) }
+      return try b.apply(Slice(), operands)
     }
   }
 

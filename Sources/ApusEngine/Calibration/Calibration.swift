@@ -185,7 +185,8 @@ public final class Calibration {
     }
     for index in operands.indices {
       guard let value = value(operands[index].name) else { continue }
-      operands[index].means.add(value, axis: operands[index].axis)
+      operands[index].means.add(
+        value, axis: operands[index].axis, withRanges: isInput(operands[index]))
     }
     sample(value)
   }
@@ -263,11 +264,15 @@ public final class Calibration {
       guard let range = ranges[operand.root] else { continue }
       table.entries[operand.name] = CalibrationTable.Entry(
         range: range, channelMeans: operand.means.values)
-      if inputs.contains(where: { $0.name == operand.name }), operand.root == operand.name {
+      if isInput(operand) {
         setChannels(of: operand, range, &table)
       }
     }
     return table
+  }
+
+  private func isInput(_ operand: Operand) -> Bool {
+    operand.root == operand.name && inputs.contains { $0.name == operand.name }
   }
 
   /// Channels of the network's own input have steps of their own where these are not longer: those of an image

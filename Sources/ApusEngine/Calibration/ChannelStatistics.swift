@@ -12,8 +12,9 @@ struct ChannelMeans {
   var upper: [Float] = []
   var count = 0
 
-  /// Adds a batch; sizes of a tensor of another number of channels are passed over.
-  mutating func add(_ tensor: Tensor, axis: Int) {
+  /// Adds a batch; sizes of a tensor of another number of channels are passed over. How far channels reach is found
+  /// where that is wanted, since it takes longer than the means.
+  mutating func add(_ tensor: Tensor, axis: Int, withRanges: Bool) {
     guard axis < tensor.rank, tensor.dataType == .float32 else { return }
     let channels = tensor.shape[axis]
     let inner = tensor.shape[(axis + 1)...].reduce(1, *)
@@ -27,14 +28,15 @@ struct ChannelMeans {
       for block in 0..<outer {
         for channel in 0..<channels {
           let start = (block * channels + channel) * inner
-          var (sum, low, high) = (Float(0), lower[channel], upper[channel])
-          for index in start..<start + inner {
-            let value = values[index]
-            sum += value
-            low = min(low, value)
-            high = max(high, value)
-          }
+          var sum: Float = 0
+          for index in start..<start + inner { sum += values[index] }
           sums[channel] += Double(sum)
+          guard withRanges else { continue }
+          var (low, high) = (lower[channel], upper[channel])
+          for index in start..<start + inner {
+            low = min(low, values[index])
+            high = max(high, values[index])
+          }
           (lower[channel], upper[channel]) = (low, high)
         }
       }

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # Part of Apus, an inference optimizer and runtime.
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the polynomial coefficients of Sources/ApusCPU/Kernels/ExpressionEmitter+Functions.swift:
-weighted minimax fits (iteratively reweighted least squares), highest power first."""
+"""Prints the polynomial coefficients of Sources/ApusCPU/Kernels/ExpressionEmitter+Functions.swift and of
+ErrorFunctionTable.swift: weighted minimax fits (iteratively reweighted least squares), highest power
+first."""
 import math
 import numpy as np
 
@@ -41,3 +42,40 @@ fit("erf(x) = x P(z), z = x^2", lambda z: math.erf(math.sqrt(z)) / math.sqrt(z) 
     2 / math.sqrt(math.pi), 0, 1.0, 6)
 fit("log(erfc(x)) = P(x)", lambda x: math.log(math.erfc(x)), 0.98, 4.0, 6,
     lambda x: math.erfc(x))
+
+
+def fit_powers(r, y, weight, powers):
+    """Coefficients c with sum(c[i] * r**powers[i]) close to y, the largest weight * error minimised."""
+    size = np.abs(r).max()
+    matrix = np.stack([(r / size)**p for p in powers], 1)
+    lawson = np.ones_like(r)
+    for _ in range(40):
+        s = np.sqrt(lawson) * weight
+        c, *_ = np.linalg.lstsq(matrix * s[:, None], y * s, rcond=None)
+        lawson = lawson * (np.abs((matrix @ c - y) * weight) + 1e-30)
+        lawson /= lawson.sum()
+    return [v / size**p for v, p in zip(c, powers)]
+
+
+def error_function_table(step=0.25, intervals=16, degree=5):
+    """erf(i step + r), |r| <= step / 2, as a polynomial of r for each i, row by row of coefficients."""
+    rows = np.zeros((degree + 1, intervals))
+    for i in range(intervals):
+        low, high = (0 if i == 0 else -step / 2), step / 2
+        r = (low + high) / 2 + (high - low) / 2 * np.cos(np.linspace(0, np.pi, 801))
+        r = r[np.abs(r) > 1e-6]
+        y = np.array([math.erf(i * step + v) for v in r])
+        # The constant is rounded first, so that the others make up for it. None at zero: the relative
+        # error counts there.
+        rows[0, i] = np.float32(math.erf(i * step))
+        rows[1:, i] = fit_powers(r, y - rows[0, i], 1 / y, range(1, degree + 1))
+    # The last polynomial's end stands for everything behind it: it rounds to one.
+    rows[degree, -1] += 2e-8 / (step / 2)**degree
+    for row in rows[::-1]:
+        print("    [")
+        for first in range(0, intervals, 4):
+            print("      " + ", ".join(f"{v:.9e}" for v in row[first:first + 4]) + ",")
+        print("    ],")
+
+
+error_function_table()

@@ -36,7 +36,7 @@ func registerPointwise(_ registry: inout OperatorRegistry) {
     Selu.self, Celu.self, ThresholdedRelu.self, PRelu.self, HardSigmoid.self, HardSwish.self,
     Softplus.self, Softsign.self, Mish.self, Gelu.self, Swish.self, Floor.self, Ceil.self,
     Round.self, IsNaN.self, IsInf.self, Clip.self, Cast.self, Shrink.self, Identity.self,
-    Pointwise.self, Fused.self, Chain.self,
+    Pointwise.self, Prologued.self, Fused.self, Chain.self,
   ]
   for type in types { registry.register(type) }
 }

@@ -145,6 +145,13 @@ extension Assembler {
       from.encoded)
   }
 
+  /// As `vpermd`, for numbers.
+  package func vpermps(_ to: Vec, _ order: Vec, _ from: some VectorOperand) {
+    vector(
+      VectorRow(.x66, .m0F38, 0x16), to.width, reg: to.number, second: order.number,
+      from.encoded)
+  }
+
   /// The larger of unsigned bytes.
   package func vpmaxub(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xDE, to, a, b) }
   /// The larger of signed bytes.

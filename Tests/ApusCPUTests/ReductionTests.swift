@@ -123,8 +123,8 @@ import Testing
       let scale = try generator.tensor(.float32, shape: [columns])
       let bias = try generator.tensor(.float32, shape: [columns])
       let problems: [(any Operator, [Tensor], [RowKernel.Step])] = [
-        (Softmax(axis: -1), [x], RowKernel.softmax),
-        (LogSoftmax(axis: -1), [x], RowKernel.logSoftmax),
+        (Softmax(axis: -1), [x], RowKernel.softmax()),
+        (LogSoftmax(axis: -1), [x], RowKernel.logSoftmax()),
         (
           LayerNormalization(axis: -1, epsilon: 1e-5), [x, scale, bias],
           RowKernel.layerNormalization(
@@ -190,7 +190,7 @@ import Testing
         let input = GuardedBuffer(count: columns) { $0 == place ? .nan : Float($0 % 7) }
         let split = try SplitSoftmaxPlan(columns: columns, rows: 1, isa: isa)
         let whole = try RowKernel(
-          columns: columns, operands: [.rows], steps: RowKernel.softmax, isa: isa)
+          columns: columns, operands: [.rows], steps: RowKernel.softmax(), isa: isa)
         let y = GuardedBuffer(count: columns)
         let z = GuardedBuffer(count: columns)
         let workspace = GuardedBuffer(count: split.workspaceByteCount / 4)

@@ -3,6 +3,7 @@
 
 import ApusBase
 import ApusGraph
+import ApusTensor
 import Testing
 
 import ApusCPU
@@ -36,7 +37,7 @@ import ApusCPU
       for logarithm in [false, true] {
         let kernel = try RowKernel(
           columns: columns, operands: [.rows],
-          steps: logarithm ? RowKernel.logSoftmax : RowKernel.softmax, isa: isa)
+          steps: logarithm ? RowKernel.logSoftmax() : RowKernel.softmax(), isa: isa)
         let output = GuardedBuffer(count: 5 * columns)
         kernel.run(&address, result: output.raw, rows: 5, pool: pool)
         for (index, exact) in want.joined().enumerated() {
@@ -73,6 +74,74 @@ import ApusCPU
       let addresses = [a, b, scale, bias].map { UnsafeRawPointer($0.raw) }
       kernel.run(addresses, result: a.raw, rows: 4, pool: pool)
       for index in 0..<want.count { #expect(abs(Double(a[index]) - want[index]) < 1e-5) }
+    }
+  }
+
+  /// Bytes are scaled and masked before, and the result is rounded to bytes.
+  @Test(arguments: byteISAs) func bytesGoInAndOut(isa: ISA) throws {
+    for columns in Self.widths + [RowKernel.scratchColumns + 7] {
+      for (groups, size) in [(1, 1), (1, 5), (3, 4), (2, 9)] where columns < 1000 || size < 5 {
+        let rows = groups * size
+        let values = (0..<rows * columns).map { Int64(($0 * 73) % 251) }
+        let mask = GuardedBuffer.random(groups * columns, seed: 7)
+        let bytes = try GuardedTensor(Tensor(values, .uint8, shape: [rows, columns]))
+        let x = ScalarExpr.cast(.input(0), .float32) * .const(0.05) + .input(1)
+        let exact = (0..<rows).map { row in
+          (0..<columns).map { column in
+            Double(values[row * columns + column]) * 0.05
+              + Double(mask[row / size * columns + column])
+          }
+        }
+        let recomputing = columns > RowKernel.scratchColumns
+        func check(_ steps: [RowKernel.Step], _ step: Double, zero: Double, _ want: [[Double]]) throws {
+          let kernel = try RowKernel(
+            columns: columns, operands: [.rows, .rowGroups(of: size)], types: [.uint8, .float32],
+            steps: steps, result: .uint8, isa: isa)
+          let result = try GuardedTensor(Tensor(.uint8, shape: [rows, columns]))
+          kernel.run(
+            [UnsafeRawPointer(bytes.raw), UnsafeRawPointer(mask.raw)], result: result.raw,
+            rows: rows, pool: pool)
+          let got = result.tensor.doubles()
+          for (index, exact) in want.joined().enumerated() {
+            let steps = min(255, max(0, exact / step + zero))
+            #expect(abs(got[index] - steps) < 0.501, "\(columns) \(groups)x\(size) at \(index)")
+          }
+        }
+        func rounded(_ step: Double, _ zero: Int) -> (ScalarExpr) -> ScalarExpr {
+          { ScalarQuantization(steps: $0 * .const(1 / step), zeroPoint: zero, type: .uint8).expression }
+        }
+        try check(
+          RowKernel.softmax(
+            x, operandCount: 2, recomputing: recomputing, epilogue: rounded(0.004, 0)),
+          0.004, zero: 0,
+          exact.map { row in
+            let sum = row.reduce(0) { $0 + exp($1 - (row.max() ?? 0)) }
+            return row.map { exp($0 - (row.max() ?? 0)) / sum }
+          })
+        try check(
+          RowKernel.layerNormalization(
+            columns: columns, epsilon: 1e-3, operandCount: 2, value: x, scale: nil, bias: nil,
+            recomputing: recomputing, epilogue: rounded(0.03, 128)),
+          0.03, zero: 128,
+          exact.map { row in
+            let mean = row.reduce(0, +) / Double(columns)
+            let variance = row.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Double(columns)
+            return row.map { ($0 - mean) / (variance + 1e-3).squareRoot() }
+          })
+      }
+    }
+  }
+
+  @Test func rowsThatCannotBeAreRefused() throws {
+    let long = RowKernel.scratchColumns + 1
+    #expect(throws: ApusError.self) {
+      _ = try RowKernel(
+        columns: long, operands: [.rows], steps: RowKernel.softmax(), result: .uint8, isa: .avx2)
+    }
+    #expect(throws: ApusError.self) {
+      _ = try RowKernel(
+        columns: 8, operands: [.rows, .rowGroups(of: 2), .rowGroups(of: 3)],
+        steps: [.store(.input(0) + .input(1) + .input(2))], isa: .avx2)
     }
   }
 

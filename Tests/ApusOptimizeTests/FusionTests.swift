@@ -60,6 +60,47 @@ import Testing
     #expect(engine.report.refusals.contains { $0.reason.contains("several readers") })
   }
 
+  /// Scores of a quantised attention: bytes are widened, scaled and masked, and the softmax is rounded.
+  private func maskedSoftmax(mask: [Dim], axis: Int = -1) throws -> Graph {
+    var b = GraphBuilder("scores")
+    let x = b.input("x", .uint8, [2, 3, 4, 20])
+    let m = b.input("mask", .float32, mask)
+    let z = b.constant("z", try .scalar(128, .uint8))
+    let zero = b.constant("zero", try .scalar(0, .uint8))
+    var y = try b.apply(DequantizeLinear(), [x, b.constant("s", try .scalar(0.1, .float32)), z])
+    y = try b.apply(Div(), [y, b.constant("eight", try .scalar(8, .float32))])
+    y = try b.apply(Add(), [y, m])
+    y = try b.apply(Softmax(axis: axis), [y])
+    y = try b.apply(QuantizeLinear(), [y, b.constant("t", try .scalar(0.005, .float32)), zero])
+    var graph = try b.finish(outputs: [("y", y)])
+    _ = try LowerQuantization().run(on: &graph, in: PassContext())
+    return graph
+  }
+
+  @Test func aSoftmaxTakesInWhatComesBeforeAndBehind() throws {
+    for mask in [[2, 1, 1, 20], [1, 1, 1, 20], [2, 3, 4, 20], [1]] as [[Int]] {
+      let graph = try maskedSoftmax(mask: mask.map { Dim($0) })
+      let engine = try check(graph, shapes: [[2, 3, 4, 20], mask])
+      let ops = engine.graph.nodes.map { engine.graph[$0].op }
+      let anchor = (ops.first as? Fused)?.anchor as? Prologued
+      #expect(ops.count == 1 && anchor?.anchor is Softmax, "\(mask) \(ops.map(\.name))")
+    }
+  }
+
+  @Test func aSoftmaxLeavesOutWhatItsKernelsCannotRead() throws {
+    // One row for several, but not for neighbours.
+    let engine = try check(
+      try maskedSoftmax(mask: [1, 3, 4, 20]), shapes: [[2, 3, 4, 20], [1, 3, 4, 20]])
+    let names = engine.graph.nodes.map { engine.graph[$0].op.name }
+    #expect(names == ["Pointwise", "Fused"], "\(names)")
+    #expect(engine.report.refusals.contains { $0.reason.contains("between rows in another way") })
+    // Not along rows.
+    let across = try check(
+      try maskedSoftmax(mask: [1], axis: 1), shapes: [[2, 3, 4, 20], [1]])
+    let others = across.graph.nodes.map { across.graph[$0].op.name }.sorted()
+    #expect(others == ["Pointwise", "Pointwise", "Softmax"], "\(others)")
+  }
+
   @Test func quantisePairsKeepTheirRounding() throws {
     var b = GraphBuilder("pairs")
     let x = b.input("x", .float32, [5, 7])

@@ -120,6 +120,7 @@ private let moveCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("kmovd k3, eax", { $0.kmovd(k(3), .rax) }),
   ("kmovq k5, r11", { $0.kmovq(k(5), .r11) }),
   ("vpermd zmm1, zmm19, zmm30", { $0.vpermd(z(1), z(19), z(30)) }),
+  ("vpermps zmm1, zmm19, zmm30", { $0.vpermps(z(1), z(19), z(30)) }),
   ("kmovq k2, rax", { $0.kmovq(k(2), .rax) }),
 ]
 
@@ -229,6 +230,7 @@ private let pieceCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("{vex} vpdpbusd ymm9, ymm12, ymm15", { $0.vexVpdpbusd(y(9), y(12), y(15)) }),
   ("{vex} vpdpbusd ymm8, ymm2, [rbx+r13*4+100]", { $0.vexVpdpbusd(y(8), y(2), at(.rbx, .r13, 4, 100)) }),
   ("vpermd ymm1, ymm12, ymm13", { $0.vpermd(y(1), y(12), y(13)) }),
+  ("vpermps ymm1, ymm12, ymm13", { $0.vpermps(y(1), y(12), y(13)) }),
   ("vpmovzxbd ymm3, xmm12", { $0.vpmovzxbd(y(3), x(12)) }),
   ("vpmovsxbd ymm13, [r9+8]", { $0.vpmovsxbd(y(13), at(.r9, 8)) }),
   ("vpackssdw ymm1, ymm12, ymm13", { $0.vpackssdw(y(1), y(12), y(13)) }),

@@ -209,6 +209,40 @@ extension ExpressionEmitter {
   }
 
   private func errorFunction(_ x: Value) throws(ApusError) -> Value {
+    isa == .avx512 ? try tabledErrorFunction(x) : try twoPartErrorFunction(x)
+  }
+
+  /// See `ErrorFunctionTable`.
+  private func tabledErrorFunction(_ x: Value) throws(ApusError) -> Value {
+    let a = assembler
+    let r = try allocate()
+    a.vandps(r, x.register, constant(bits: 0x7FFF_FFFF))
+    let p = try load(Double(ErrorFunctionTable.end))
+    a.vminps(r, p, r)
+    // Adding 1.5 2^23 rounds to a whole number and leaves it in the lowest bits.
+    let whole = 12_582_912.0
+    let place = try load(whole)
+    a.vfmadd231ps(place, r, constant(1 / ErrorFunctionTable.step))
+    a.vsubps(p, place, constant(whole))
+    a.vfnmadd231ps(r, p, constant(ErrorFunctionTable.step))
+    let rows = ErrorFunctionTable.coefficients.map { row in
+      a.constant(words: row.map(\.bitPattern))
+    }
+    let c = try allocate()
+    a.vpermps(p, place, rows[0])
+    for row in rows.dropFirst() {
+      a.vpermps(c, place, row)
+      a.vfmadd213ps(p, r, c)
+    }
+    // The sign of x.
+    a.vandps(r, x.register, constant(bits: 0x8000_0000))
+    a.vorps(p, p, r)
+    for register in [r, place, c] { release(register) }
+    release(x)
+    return Value(register: p, owned: true)
+  }
+
+  private func twoPartErrorFunction(_ x: Value) throws(ApusError) -> Value {
     let a = assembler
     // Large: sign(x) (1 - exp(P(|x|))), where exp(P) is the complement.
     let u = try allocate()

@@ -15,8 +15,9 @@ import ApusX86
 /// where a register can be spared for them.
 ///
 /// Largest errors in units in the last place, measured over the whole range: exp 1, log 1, tanh 1,
-/// erf 1, sigmoid 2, softplus 2, reciprocal 0.5, rsqrt 1.5; pow inherits `2 + |y log x|` of exp(y log x)
-/// (exact for small whole exponents up to the roundings of the products).
+/// erf 1 (with AVX-512 2.3 below 1/8, 1.5 above), sigmoid 2, softplus 2, reciprocal 0.5, rsqrt 1.5; pow
+/// inherits `2 + |y log x|` of exp(y log x) (exact for small whole exponents up to the roundings of the
+/// products).
 package final class ExpressionEmitter {
   /// Where an operand of the expression is.
   package enum Input {

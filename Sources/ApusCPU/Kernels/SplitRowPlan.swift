@@ -45,7 +45,7 @@ package final class SplitRowPlan: Sendable {
     columns: Int, rows: Int, operands kinds: [RowKernel.OperandKind], steps: [RowKernel.Step],
     isa: ISA = .current
   ) throws(ApusError) {
-    guard columns > 0, rows > 0, !kinds.contains(.scalar) else {
+    guard columns > 0, rows > 0, kinds.allSatisfy({ $0 == .rows || $0 == .perColumn }) else {
       throw ApusError(.notYetSupported, "rows that cannot be split")
     }
     self.columns = columns

@@ -130,6 +130,7 @@ struct Pipeline {
     passes: [
       SplitConvolutionBias(),
       MergePointwise(),
+      FusePrologues(),
       FuseEpilogues(),
       MergeOperandScales(),
       MergeCommonSubexpressions(),

@@ -133,15 +133,28 @@ public protocol ShapeValueOperator: Operator {
 
 /// An operator that runs a pointwise epilogue on its first result while it is still in registers.
 public protocol AnchorOperator: Operator {
-  /// Whether it does so as it is: kernels with epilogues want channels last.
-  var ownsEpilogue: Bool { get }
+  /// Whether it does so as it is, for operands of these types: kernels with epilogues want channels last.
+  func ownsEpilogue(_ inputs: [TensorType?]) -> Bool
   /// How many operands an epilogue may have besides the result; kernels have registers for six.
   var epilogueOperandLimit: Int { get }
 }
 
 extension AnchorOperator {
-  public var ownsEpilogue: Bool { true }
+  public func ownsEpilogue(_ inputs: [TensorType?]) -> Bool { true }
   public var epilogueOperandLimit: Int { 6 }
+}
+
+/// An anchor that works on each line along the last axis on its own, in several passes, and so may compute
+/// the elements of its first operand as it reads them.
+public protocol RowOperator: AnchorOperator {
+  /// Whether it does so for operands of these types: others than the first are one line each.
+  func isOverRows(_ inputs: [TensorType?]) -> Bool
+}
+
+extension RowOperator {
+  public func ownsEpilogue(_ inputs: [TensorType?]) -> Bool { isOverRows(inputs) }
+  /// Its own operands take pointers, too.
+  public var epilogueOperandLimit: Int { 2 }
 }
 
 /// An operator that can compute its result in a permuted layout: `f(transpose(x)) = transpose(f'(x))`.

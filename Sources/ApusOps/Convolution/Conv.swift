@@ -68,7 +68,7 @@ public struct Conv: AnchorOperator, CostedOperator, TolerantOperator, SampledOpe
     ]
   }
 
-  public var ownsEpilogue: Bool { isChannelsLast }
+  public func ownsEpilogue(_ inputs: [TensorType?]) -> Bool { isChannelsLast }
 
   public func channelsLast() -> (any Operator)? {
     var copy = self

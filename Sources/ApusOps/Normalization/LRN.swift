@@ -42,7 +42,7 @@ public struct LRN: AnchorOperator, ChannelsLastConvertible, CostedOperator, Samp
     ]
   }
 
-  public var ownsEpilogue: Bool { isChannelsLast }
+  public func ownsEpilogue(_ inputs: [TensorType?]) -> Bool { isChannelsLast }
   public var epilogueOperandLimit: Int { 0 }
 
   public func channelsLast() -> (any Operator)? {

@@ -100,6 +100,17 @@ public struct LayerNormalization: CostedOperator {
   }
 }
 
+extension LayerNormalization: RowOperator {
+  public func isOverRows(_ inputs: [TensorType?]) -> Bool {
+    guard let x = inputs.first ?? nil, x.dataType == .float32, let dims = x.dims, let last = dims.last
+    else { return false }
+    return (axis == -1 || axis == dims.count - 1)
+      && inputs.dropFirst().allSatisfy { parameter in
+        parameter?.dataType == .float32 && parameter?.dims == [last]
+      }
+  }
+}
+
 extension LayerNormalization: BatchwiseOperator {
   public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
     operands.onlyFirstIsBatched && axis != 0 && axis != -resultRank

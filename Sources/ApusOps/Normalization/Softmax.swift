@@ -112,6 +112,16 @@ public struct Hardmax: AxisFunction {
   }
 }
 
+extension AxisFunction {
+  public func isOverRows(_ inputs: [TensorType?]) -> Bool {
+    guard let x = inputs.first ?? nil, let rank = x.rank, rank > 0 else { return false }
+    return x.dataType == .float32 && (axis == -1 || axis == rank - 1)
+  }
+}
+
+extension Softmax: RowOperator {}
+extension LogSoftmax: RowOperator {}
+
 extension Softmax: BatchwiseOperator {
   public func isBatchwise(_ operands: [BatchOperand?], resultRank: Int) -> Bool {
     operands.onlyFirstIsBatched && axis != 0 && axis != -resultRank

@@ -29,7 +29,8 @@ public struct FuseEpilogues: Pass {
   {
     let node = graph[id]
     let (anchor, anchorCount, epilogue) = parts(node)
-    guard let anchor, anchor.ownsEpilogue else { return false }
+    let types = node.inputs.prefix(anchorCount).map { id in id.flatMap { graph[$0].type.tensor } }
+    guard let anchor, anchor.ownsEpilogue(types) else { return false }
     let value = node.outputs[0]
     guard node.outputs.count == 1, !graph.isOutput(value),
       let type = graph[value].type.tensor?.dataType, type == .int32 || PointwiseTerm.isJoinable(type),
@@ -60,7 +61,8 @@ public struct FuseEpilogues: Pass {
       return .input(extras.count)
     }
     // Behind exact sums one rounding more or less does not matter.
-    let isExact = graph[node.inputs[0] ?? value].type.tensor?.dataType == .uint8
+    let isExact =
+      graph[node.inputs[0] ?? value].type.tensor?.dataType == .uint8 && !(anchor is Prologued)
     let fused = Fused(
       anchor: anchor, anchorInputCount: anchorCount,
       epilogue: Epilogue(

@@ -53,6 +53,16 @@ struct PointwiseTerm {
     self.operands = operands
   }
 
+  /// Puts an operand before the others.
+  mutating func lead(with operand: ValueID) {
+    let list = [operand] + operands.filter { $0 != operand }
+    let old = operands
+    expression = expression.substituting { index in
+      .input(list.firstIndex(of: old[index]) ?? index)
+    }
+    operands = list
+  }
+
   /// This term with operand `value` replaced by another term, whose operands come where it was.
   func substituting(_ value: ValueID, by inner: PointwiseTerm) -> PointwiseTerm {
     var result = self

@@ -18,7 +18,9 @@ struct SplitRowTactic: Tactic {
 
   private func read(_ problem: Problem) -> RowProblem? {
     guard let rows = RowProblem.read(problem), rows.columns >= 2 * SplitRowPlan.chunk,
-      rows.rows <= Self.mostRows
+      rows.rows <= Self.mostRows, rows.result == .float32,
+      rows.types.allSatisfy({ $0 == .float32 }),
+      rows.operands.allSatisfy({ $0 == .rows || $0 == .perColumn })
     else { return nil }
     return rows
   }

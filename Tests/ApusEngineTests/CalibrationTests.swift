@@ -74,7 +74,7 @@ import Testing
         Double(channel % 7) * 24 + 0.01
       }
     }
-    let scaling = try ChannelGroups(graph).scaling(for: largest)
+    let scaling = try ChannelGroups(graph).scaling(for: largest, balancing: true)
     #expect(!scaling.isEmpty)
     var scaled = graph
     let count = try EqualizeChannels(scaling).run(on: &scaled, in: PassContext())
@@ -83,6 +83,59 @@ import Testing
     let before = try ReferenceInterpreter.run(graph, inputs: inputs)[0].tensor?.floats()
     let after = try ReferenceInterpreter.run(scaled, inputs: inputs)[0].tensor?.floats()
     #expect(before == after)
+  }
+
+  /// Two blocks with a depthwise convolution between limited activations, channels of very different size.
+  private func depthwiseNetwork() throws -> Graph {
+    var b = GraphBuilder("depthwise")
+    let limits = try [0, 6].map { b.constant("limit\($0)", try .scalar(Double($0), .float32)) }
+    var y = b.input("x", .float32, [.symbol("N"), 4, 12, 12])
+    for (index, (inputs, channels)) in [(4, 24), (16, 32)].enumerated() {
+      let sizes: [Float] = [2, 0.3, 0.02, 0.1]
+      func weights(_ shape: [Int], _ factor: (Float) -> Float) throws -> Tensor {
+        var values = try SmallNetworks.weights(shape, seed: UInt64(index + 1)).floats()
+        let perChannel = values.count / channels
+        for place in values.indices { values[place] *= factor(sizes[place / perChannel % 4]) }
+        return try Tensor(values, shape: shape)
+      }
+      let expand = b.constant("expand\(index)", try weights([channels, inputs, 1, 1]) { $0 })
+      y = try b.apply(Conv(), [y, expand])
+      y = try b.apply(Clip(), [y, limits[0], limits[1]], name: "limited\(index)")
+      let window = b.constant("window\(index)", try weights([channels, 1, 3, 3]) { 1 / $0 })
+      y = try b.apply(Conv(pads: [1, 1, 1, 1], group: channels), [y, window])
+      y = try b.apply(Clip(), [y, limits[0], limits[1]])
+      let project = b.constant(
+        "project\(index)", try SmallNetworks.weights([16, channels, 1, 1], seed: 8))
+      y = try b.apply(Conv(), [y, project])
+    }
+    return try b.finish(outputs: [("y", y)])
+  }
+
+  @Test func channelsThatDepthwiseConvolutionsReadKeepTheirDetail() throws {
+    let graph = try depthwiseNetwork()
+    var configuration = quick
+    configuration.precision = .int8
+    var errors: [Double] = []
+    for scales in [false, true] {
+      configuration.quantization.scalesChannels = scales
+      let table = try table(graph, configuration)
+      // The expansions, their limits and the depthwise convolutions of both blocks, nothing else.
+      #expect(table.scaling.outputs.count == (scales ? 4 : 0))
+      #expect(table.scaling.inputs.count == (scales ? 2 : 0))
+      #expect(table.scaling.outputs.values.joined().contains { $0 < -3 } == scales)
+      configuration.calibrationTable = try CalibrationTable(parsing: table.text)
+      let engine = try Builder(configuration).build(graph)
+      errors.append(try (70...80).reduce(0) { try $0 + difference(engine, graph, seed: $1) })
+      guard scales else { continue }
+      var scaled = graph
+      _ = try EqualizeChannels(table.scaling).run(on: &scaled, in: PassContext())
+      let inputs = [RuntimeValue?.some(.tensor(try QuantizableNetwork.batch(2, seed: 3)["x"]!))]
+      let before = try ReferenceInterpreter.run(graph, inputs: inputs)[0].tensor?.floats()
+      let after = try ReferenceInterpreter.run(scaled, inputs: inputs)[0].tensor?.floats()
+      #expect(before == after)
+    }
+    guard try Builder(configuration).device().fastTypes.contains(.int8) else { return }
+    #expect(errors[1] < 0.7 * errors[0], "\(errors)")
   }
 
   @Test func equalizedBytesComeClose() throws {

@@ -19,6 +19,32 @@ import Testing
     #expect(shared.mergingScales() == shared)
   }
 
+  @Test func factorsGoThroughLimits() {
+    let scaled = ScalarExpr.max(x * y + .const(1), .const(0)) * .const(4)
+    #expect(scaled.mergingScales() == .max(x * y * .const(4) + .const(4), .const(0)))
+    let both = ScalarExpr.min(.max(x * .const(2), .const(-1)), .const(6)) * .const(0.5)
+    #expect(both.mergingScales() == .min(.max(x, .const(-0.5)), .const(3)))
+    // A negative factor would turn a lower limit into an upper one.
+    let turned = ScalarExpr.max(x, .const(0)) * .const(-2)
+    #expect(turned.mergingScales() == turned)
+  }
+
+  @Test func limitsBehindTheRangeOfBytesGo() {
+    func rounded(_ steps: ScalarExpr, zero: Int = 0) -> ScalarExpr {
+      ScalarQuantization(steps: steps, zeroPoint: zero, type: .uint8).expression
+    }
+    let relu = ScalarExpr.max(x, .const(0))
+    #expect(rounded(relu * .const(3)).mergingScales() == rounded(x * .const(3)))
+    #expect(rounded(.min(relu, .const(100)) * .const(3)).mergingScales() == rounded(x * .const(3)))
+    // Here they are inside.
+    #expect(
+      rounded(.min(relu, .const(80)) * .const(3)).mergingScales()
+        == rounded(.min(.max(x * .const(3), .const(0)), .const(240))))
+    #expect(
+      rounded(relu * .const(3), zero: 5).mergingScales()
+        == rounded(.max(x * .const(3), .const(0)), zero: 5))
+  }
+
   @Test func roundedNumbersAreNotConvertedTwice() throws {
     let steps = x * y * .const(8) / .const(2)
     let rounding = ScalarQuantization(steps: steps, zeroPoint: 12, type: .uint8)

@@ -51,6 +51,32 @@ import Testing
     for (a, b) in zip(try run(before), try run(after)) { #expect(abs(a - b) <= 1e-5 * abs(a) + 1e-4) }
   }
 
+  @Test func constantVectorsAreAddedOnce() throws {
+    let before = try graph(sum * .input(1) + .input(2) + .input(1))
+    let (expression, count, after) = try merged(before)
+    #expect(count == 1 && expression == sum * .input(1) + .input(2))
+    for (a, b) in zip(try run(before), try run(after)) { #expect(abs(a - b) <= 1e-5 * abs(a) + 1e-4) }
+  }
+
+  @Test func whatIsAddedToIntegersIsAddedBehind() throws {
+    var generator = SeededGenerator(seed: 4)
+    var b = GraphBuilder("terms")
+    let x = b.input("x", .uint8, [3, 8])
+    let w = b.constant("w", try generator.tensor(.int8, shape: [8, 5]))
+    let t = b.constant("t", try Tensor([Int64]([700, -3, 0, 12, -90_000]), .int32, shape: [5]))
+    let s = b.constant("s", try generator.tensor(.float32, shape: [5]))
+    let c = b.constant("b", try generator.tensor(.float32, shape: [5]))
+    let term = ScalarExpr.cast(.input(0) + .input(1), .float32)
+    let y = try b.apply(
+      Fused(
+        anchor: MatMul(sumType: .int32), anchorInputCount: 2,
+        epilogue: Epilogue(term * .input(2) + .input(3), extraCount: 3)), [x, w, t, s, c])
+    let before = try b.finish(outputs: [("y", y)])
+    let (expression, count, after) = try merged(before)
+    #expect(count == 1 && expression == sum * .input(1) + .input(2))
+    for (a, b) in zip(try run(before), try run(after)) { #expect(abs(a - b) <= 1e-5 * abs(a) + 1e-2) }
+  }
+
   @Test func operandsThatAreStillReadStay() throws {
     let y = sum * .input(1) + .input(2)
     let before = try graph(.max(y, y * .const(3)) + .input(3) * .const(2) + .const(5))

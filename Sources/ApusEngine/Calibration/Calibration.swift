@@ -13,7 +13,8 @@ import ApusTensor
 ///
 /// Only those are watched: nothing between a convolution and its activation, and one tensor where
 /// others are only moved out of it. What is kept of a batch is its histograms, so that memory does not
-/// grow with the number of batches and their order does not matter.
+/// grow with the number of batches and their order does not matter. (Where channels are scaled, the first
+/// few batches decide by what; they are kept until then.)
 public final class Calibration {
   /// A tensor whose range is wanted.
   struct Watched {
@@ -82,7 +83,13 @@ public final class Calibration {
     if !configuration.quantization.correctsRounding { samplers = [] }
     self.graph = graph
     self.configuration = configuration
-    if !configuration.quantization.equalizesChannels || watched.isEmpty { try scale(ChannelScaling()) }
+    let groups = try ChannelGroups(unwatched)
+    let quantization = configuration.quantization
+    if watched.isEmpty || !quantization.scalesChannels
+      || !groups.canScale(balancing: quantization.equalizesChannels)
+    {
+      try scale(ChannelScaling())
+    }
   }
 
   /// Builds the network that is watched, with its channels scaled.
@@ -157,7 +164,8 @@ public final class Calibration {
         ChannelMagnitudes.add(value, axis: operand.axis, to: &largest[operand.name, default: []])
       }
     }
-    let scaling = try ChannelGroups(unwatched).scaling(for: largest)
+    let scaling = try ChannelGroups(unwatched).scaling(
+      for: largest, balancing: configuration.quantization.equalizesChannels)
     if scaling.isEmpty {
       self.scaling = scaling
       self.context = context

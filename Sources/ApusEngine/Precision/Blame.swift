@@ -135,7 +135,7 @@ public struct Blame: Sendable {
     else { return }
     var configuration = configuration
     configuration.quantization = precisions.quantization
-    configuration.quantization.equalizesChannels = false
+    configuration.quantization.scalesChannels = false
     let calibration = try Calibration(network, configuration, calibrator: table.calibrator)
     if !table.scaling.isEmpty { try calibration.scale(table.scaling) }
     precisions.table?.moments = try calibration.moments(batches)

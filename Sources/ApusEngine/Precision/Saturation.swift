@@ -16,7 +16,7 @@ enum Saturation {
     _ batches: [[String: Tensor]]
   ) throws(ApusError) -> [Blame.Watched] {
     var configuration = configuration
-    configuration.quantization.equalizesChannels = false
+    configuration.quantization.scalesChannels = false
     let calibration = try Calibration(network, configuration, calibrator: table.calibrator)
     if !table.scaling.isEmpty { try calibration.scale(table.scaling) }
     var counts = calibration.operands.map { Counter(name: $0.name, range: table.entries[$0.name]?.range) }

@@ -35,6 +35,12 @@ public struct LinearForm: Sendable {
       add(a, factor * number)
     case .binary(.divide, let a, .const(let number)) where number != 0: add(a, factor / number)
     case .unary(.negate, let a): add(a, -factor)
+    case .binary(let function, let a, .const(let limit))
+    where function.isLimit && factor > 0 && factor != 1:
+      // The limit of the multiple: what is inside may have a product that takes the factor.
+      var inner = LinearForm(a)
+      inner.scale(by: factor)
+      add(.binary(function, inner.expression, .const(limit * factor)), 1)
     default:
       let atom = expression.mergingAtoms()
       if case .binary(.add, _, _) = atom { return add(atom, factor) }
@@ -44,6 +50,11 @@ public struct LinearForm: Sendable {
         terms.append(Term(factor: factor, atom: atom))
       }
     }
+  }
+
+  private mutating func scale(by factor: Double) {
+    for index in terms.indices { terms[index].factor *= factor }
+    constant *= factor
   }
 
   /// The sum as an expression of as few products and sums as it takes.
@@ -90,10 +101,28 @@ extension ScalarExpr {
       ).rounded
     case .cast(let inner, let type): return .cast(inner.mergingScales(), type)
     case .unary(let function, let a): return .unary(function, a.mergingScales())
+    case .binary(.maximum, .const(let low), .binary(.minimum, .const(let high), let a)) where low <= high:
+      return .max(
+        .const(low), .min(.const(high), a.mergingScales().withoutLimits(outside: low...high)))
     case .binary(let function, let a, let b):
       return .binary(function, a.mergingScales(), b.mergingScales())
     case .select(let c, let a, let b):
       return .select(c.mergingScales(), a.mergingScales(), b.mergingScales())
     }
   }
+
+  /// What is inside of limits that lie outside of the range it is kept within anyway.
+  private func withoutLimits(outside range: ClosedRange<Double>) -> ScalarExpr {
+    switch self {
+    case .binary(.maximum, let a, .const(let limit)) where limit <= range.lowerBound:
+      return a.withoutLimits(outside: range)
+    case .binary(.minimum, let a, .const(let limit)) where limit >= range.upperBound:
+      return a.withoutLimits(outside: range)
+    default: return self
+    }
+  }
+}
+
+extension BinaryFunction {
+  fileprivate var isLimit: Bool { self == .maximum || self == .minimum }
 }

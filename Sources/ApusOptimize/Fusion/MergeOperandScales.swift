@@ -7,7 +7,8 @@ import ApusOps
 import ApusTensor
 
 /// `(sum * s + b) * c -> sum * (s c) + (b c)` behind sums of integers, for constant vectors `s` and `b`
-/// and a number `c`: what a quantised network leaves behind a product becomes one multiply-add. Results may
+/// and a number `c`, and `(sum + t) * s + b -> sum * s + (t s + b)`, `sum + a + b -> sum + (a + b)` for constant vectors
+/// `t`, `a` and `b`: what a quantised network leaves behind a product becomes one multiply-add. Results may
 /// differ in the last place.
 public struct MergeOperandScales: Pass {
   public let name = "MergeOperandScales"
@@ -33,7 +34,8 @@ public struct MergeOperandScales: Pass {
     let extras = Array(node.inputs.dropFirst(fused.anchorInputCount))
     var merger = OperandMerger(
       operands: extras.map { value in
-        guard let constant = value.flatMap({ graph[$0].constant }), constant.dataType == .float32
+        guard let constant = value.flatMap({ graph[$0].constant }),
+          constant.dataType == .float32 || constant.dataType == .int32
         else { return nil }
         return constant.doubles()
       })
@@ -93,8 +95,43 @@ private struct OperandMerger {
         if function == .multiply, let done = changed(x, { $0.scaled(x, number) }) { return done }
         if function == .add, let done = changed(x, { $0.shifted(x, number) }) { return done }
       }
+      if function == .add, let done = joined(x, y) { return done }
       return .binary(function, x, y)
     }
+  }
+
+  /// `x + y` where `y` is an operand that takes in another one of `x`.
+  private mutating func joined(_ x: ScalarExpr, _ y: ScalarExpr) -> ScalarExpr? {
+    guard case .input(let bias) = y, let b = values(of: bias) else { return nil }
+    switch x {
+    case .binary(.add, let sum, .input(let other)):
+      guard let a = values(of: other), a.values.count == b.values.count else { return nil }
+      return sum + make(a.root, zip(a.values, b.values).map(+))
+    case .binary(.multiply, .cast(.binary(.add, let sum, .input(let term)), .float32), .input(let scale)):
+      guard let t = values(of: term), let s = values(of: scale),
+        t.values.count == s.values.count, s.values.count == b.values.count
+      else { return nil }
+      let shift = zip(zip(t.values, s.values).map(*), b.values).map(+)
+      return .cast(sum, .float32) * .input(scale) + make(s.root, shift)
+    default: return nil
+    }
+  }
+
+  /// The elements of an operand, and the one whose shape they have; nil when the input is no constant.
+  private func values(of input: Int) -> (root: Int, values: [Double])? {
+    let index = input - 1
+    if index >= operands.count {
+      let known = made[index - operands.count]
+      return (known.source, known.values)
+    }
+    guard index >= 0, let values = operands[index] else { return nil }
+    return (index, values)
+  }
+
+  private mutating func make(_ root: Int, _ values: [Double]) -> ScalarExpr {
+    changes += 1
+    made.append(Made(source: root, values: values))
+    return .input(operands.count + made.count)
   }
 
   private mutating func changed(
@@ -138,16 +175,7 @@ private struct OperandMerger {
 
   /// A new operand with every element changed; nil when the input is no constant.
   private mutating func operand(_ input: Int, _ change: (Double) -> Double) -> ScalarExpr? {
-    let index = input - 1
-    let source: (root: Int, values: [Double])
-    if index >= operands.count {
-      let known = made[index - operands.count]
-      source = (known.source, known.values)
-    } else if index >= 0, let values = operands[index] {
-      source = (index, values)
-    } else {
-      return nil
-    }
+    guard let source = values(of: input) else { return nil }
     made.append(Made(source: source.root, values: source.values.map(change)))
     return .input(operands.count + made.count)
   }

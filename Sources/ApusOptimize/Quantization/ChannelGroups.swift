@@ -15,11 +15,17 @@ import ApusTensor
 /// A channel of a convolution's result may be made smaller if everything that reads it makes up for it:
 /// other convolutions in their weights, rectifiers, pooling, concatenation and additions by passing it
 /// on. Channels that anything else reads or makes are left alone.
+///
+/// Where depthwise convolutions alone read a channel, it costs nothing: the weights of each of their
+/// channels have a scale of their own. Such channels are made as large as the largest of their tensor.
+/// Others trade the detail of values for that of weights, which is done only where it is asked for.
 public struct ChannelGroups {
   private let graph: Graph
   private var starts: [ValueID: Int] = [:]
   private var parents: [Int] = []
   private var isFixed: [Bool] = []
+  /// Whether a depthwise convolution reads the channel.
+  private var isReadAlone: [Bool] = []
   /// The largest weight that multiplies a channel in a product that may be rounded.
   private var weights: [Int: Double] = [:]
 
@@ -31,9 +37,21 @@ public struct ChannelGroups {
     for id in order { visit(graph[id]) }
   }
 
+  /// Whether there is any channel to scale.
+  public func canScale(balancing: Bool) -> Bool {
+    parents.indices.contains { element in
+      let root = root(element)
+      guard !isFixed[root] else { return false }
+      return weights[root] == nil ? isReadAlone[root] : balancing
+    }
+  }
+
   /// The scaling for the largest magnitudes of the channels of tensors that products read.
-  public func scaling(for largest: [String: [Double]]) -> ChannelScaling {
+  ///
+  /// - Parameter balancing: Whether values are balanced against weights that share a scale, too.
+  public func scaling(for largest: [String: [Double]], balancing: Bool) -> ChannelScaling {
     var wanted: [Int: Double] = [:]
+    var tops: [Int: Double] = [:]
     for (value, start) in starts {
       guard let channels = largest[graph[value].name] else { continue }
       // Channels that are hardly ever anything must not be blown up.
@@ -41,13 +59,17 @@ public struct ChannelGroups {
       for (index, magnitude) in channels.enumerated() where start + index < parents.count {
         let root = root(start + index)
         wanted[root] = max(wanted[root] ?? 0, magnitude, floor)
+        tops[root] = max(tops[root] ?? 0, floor * 1024)
       }
     }
     func exponent(_ element: Int) -> Int {
       let root = root(element)
-      guard !isFixed[root], let magnitude = wanted[root], let weight = weights[root], magnitude > 0,
-        weight > 0
-      else { return 0 }
+      guard !isFixed[root], let magnitude = wanted[root], magnitude > 0 else { return 0 }
+      guard let weight = weights[root] else {
+        guard isReadAlone[root], let top = tops[root] else { return 0 }
+        return -Int((top / magnitude).exponent)
+      }
+      guard balancing, weight > 0 else { return 0 }
       // The square root of the ratio balances both: half its logarithm.
       let ratio = Double((magnitude / weight).exponent) + (magnitude / weight).significand - 1
       return min(24, max(-24, Int((ratio / 2).rounded())))
@@ -55,7 +77,8 @@ public struct ChannelGroups {
     var result = ChannelScaling()
     for id in graph.nodes {
       let node = graph[id]
-      if Self.isProduct(node, graph) || Self.shift(node, graph) != nil,
+      if Self.isProduct(node, graph) || Self.shift(node, graph) != nil
+        || Self.limits(node, graph) != nil,
         let exponents = exponents(node.outputs[0], exponent)
       {
         result.outputs[node.name] = exponents
@@ -87,6 +110,7 @@ public struct ChannelGroups {
     guard a != b else { return }
     parents[b] = a
     isFixed[a] = isFixed[a] || isFixed[b]
+    isReadAlone[a] = isReadAlone[a] || isReadAlone[b]
     if let weight = weights.removeValue(forKey: b) { weights[a] = max(weights[a] ?? 0, weight) }
   }
 
@@ -108,6 +132,7 @@ public struct ChannelGroups {
     starts[value] = start
     parents += start..<start + count
     isFixed += Array(repeating: false, count: count)
+    isReadAlone += Array(repeating: false, count: count)
     return start
   }
 
@@ -132,6 +157,7 @@ public struct ChannelGroups {
     case is Conv where Self.isProduct(node, graph), is MatMul where Self.isProduct(node, graph):
       readByProduct(node)
     case is Relu, is LeakyRelu, is Identity, is MaxPool, is AveragePool: passOn(node)
+    case is Clip where Self.limits(node, graph) != nil: passOn(node)
     case let reduce as Reduce where isSpatialMean(node, reduce): passOn(node)
     case is Reshape, is Flatten: reshape(node)
     case let concat as Concat: self.concat(node, concat)
@@ -164,10 +190,15 @@ public struct ChannelGroups {
     else { return fixAll(node) }
     let largest = Self.largestByInput(node, weights)
     guard largest.count == channels else { return fixAll(node) }
-    // Weights of depthwise convolutions stay in floats: nothing is to be balanced against them.
+    // Grouped convolutions without kernels on bytes keep their weights in floats.
     guard IntegerProduct.form(of: node, graph) != nil else { return }
+    let isDepthwise = weights.rank > 2 && weights.shape[1] == 1 && weights.shape[0] == channels
     for (index, weight) in largest.enumerated() {
       let root = root(first + index)
+      if isDepthwise {
+        isReadAlone[root] = true
+        continue
+      }
       self.weights[root] = max(self.weights[root] ?? 0, weight)
     }
   }
@@ -219,6 +250,19 @@ public struct ChannelGroups {
       join(node.outputs[0], input, count: count, from: position)
       position += count
     }
+  }
+
+  /// The limits of a node that keeps values within constants.
+  static func limits(_ node: Node, _ graph: Graph) -> (low: Double?, high: Double?)? {
+    guard node.op is Clip, graph[node.outputs[0]].type.tensor?.rank ?? 0 >= 2 else { return nil }
+    func limit(_ index: Int) -> (isKnown: Bool, value: Double?) {
+      guard node.inputs.count > index, let value = node.inputs[index] else { return (true, nil) }
+      guard let constant = graph[value].constant, constant.count == 1, constant.dataType == .float32
+      else { return (false, nil) }
+      return (true, constant.doubles()[0])
+    }
+    let (low, high) = (limit(1), limit(2))
+    return low.isKnown && high.isKnown ? (low.value, high.value) : nil
   }
 
   /// The operand of an addition that is a constant for each channel.

@@ -27,6 +27,8 @@ public struct EqualizeChannels: Pass {
       guard down != nil || up != nil else { continue }
       if let shift = ChannelGroups.shift(node, graph), let down {
         try divide(id, shift, down, &graph)
+      } else if let limits = ChannelGroups.limits(node, graph), let down {
+        try limit(id, limits, down, &graph)
       } else if ChannelGroups.isProduct(node, graph) {
         try scaleWeights(id, down, up, &graph)
       }
@@ -60,6 +62,23 @@ public struct EqualizeChannels: Pass {
       graph.uniqueName("\(node.name).equalized"), try Tensor(values, shape: weights.shape))
     graph.setInput(id, 1, to: scaled)
     if let down, node.inputs.count > 2, node.inputs[2] != nil { try divide(id, 2, down, &graph) }
+  }
+
+  /// Gives a node limits for each channel.
+  private func limit(
+    _ id: NodeID, _ limits: (low: Double?, high: Double?), _ down: [Int], _ graph: inout Graph
+  ) throws(ApusError) {
+    let rank = graph[graph[id].outputs[0]].type.tensor?.rank ?? 4
+    var shape = Array(repeating: 1, count: rank)
+    shape[rank == 3 ? 2 : 1] = down.count
+    for (index, limit) in [limits.low, limits.high].enumerated() {
+      // Zero is zero for all channels.
+      guard let limit, limit != 0 else { continue }
+      let values = down.map { Float(limit) * Self.power(-$0) }
+      let constant = graph.addConstant(
+        graph.uniqueName("\(graph[id].name).equalized_limit"), try Tensor(values, shape: shape))
+      graph.setInput(id, index + 1, to: constant)
+    }
   }
 
   /// Divides the constant operand of a node that has a number for each channel.

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # make demo    builds Apus and shows it on the example in Examples/digits
+# make battery tries every CPU tactic around its edges, on each instruction set, and shows what it found
 # make test    every check and test; needs Swift 6.3, Python 3.11 or newer, and the network once
 # make format  rewrites Swift sources in the house style
 # make clean   removes what the other targets made
@@ -10,7 +11,7 @@ PYTHON ?= python3
 SWIFT ?= swift
 VENV := .venv
 
-.PHONY: all demo test check swift-test python-test operators format clean
+.PHONY: all demo test check swift-test battery python-test operators format clean
 
 all:
 	$(SWIFT) build -c release
@@ -31,6 +32,13 @@ swift-test:
 	$(SWIFT) test -c release --skip-build
 	APUS_CPU_ISA=avx2-vnni $(SWIFT) test -c release --skip-build
 	APUS_CPU_ISA=avx2 $(SWIFT) test -c release --skip-build
+
+# Every tactic of the CPU backend against the reference: a table for each instruction set.
+battery:
+	$(SWIFT) build -c release --build-tests
+	$(SWIFT) test -c release --skip-build --filter TacticBattery
+	APUS_CPU_ISA=avx2-vnni $(SWIFT) test -c release --skip-build --filter TacticBattery
+	APUS_CPU_ISA=avx2 $(SWIFT) test -c release --skip-build --filter TacticBattery
 
 python-test: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./Python

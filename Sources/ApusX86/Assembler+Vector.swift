@@ -106,6 +106,7 @@ extension Assembler {
   }
   /// The same in the VEX form, which CPUs without AVX-512 have (AVX-VNNI).
   package func vexVpdpbusd(_ to: Vec, _ a: Vec, _ b: some VectorOperand) {
+    use(.avxVNNI)
     three(VectorRow(.x66, .m0F38, 0x50, .full, .vex), to, a, b, nil, false)
   }
   /// 16-bit signed times 16-bit signed, two products added to each 32-bit lane.
@@ -298,6 +299,7 @@ extension Assembler {
   package func kmovd(_ to: Mask, _ from: R64) { kmov(.xF2, to, from) }
   package func kmovq(_ to: Mask, _ from: R64) { kmov(.xF2, to, from, wide: true) }
   private func kmov(_ prefix: VectorRow.Prefix, _ to: Mask, _ from: R64, wide: Bool = false) {
+    use(.avx512)
     vector(
       VectorRow(prefix, .m0F, 0x92, w: wide, .full, .vex), .xmm, reg: to.number, second: 0,
       .register(from.number))

@@ -16,6 +16,7 @@ package final class Assembler {
   private var constants: [(words: [UInt32], label: Label)] = []
   private var constantLabels: [[UInt32]: Label] = [:]
   private var firstError: ApusError?
+  private let refused = InstructionExtension.refused
 
   /// A four-byte displacement to fill in: relative to `end`, the end of its instruction.
   private struct Fixup {
@@ -92,6 +93,12 @@ package final class Assembler {
       Fixup(
         position: bytes.count, end: bytes.count + 4 + trailing, label: label, addend: addend))
     emit32(0)
+  }
+
+  /// Notes that an instruction belongs to an extension.
+  func use(_ needed: InstructionExtension) {
+    guard !refused.isEmpty, refused.contains(needed) else { return }
+    fail("an instruction of \(needed), which the code must do without")
   }
 
   /// Remembers the first error.

@@ -95,6 +95,7 @@ extension Assembler {
     _ row: VectorRow, _ width: VectorWidth, reg: UInt8, second: UInt8, _ operand: EncodedOperand,
     mask: Mask?, zeroing: Bool, broadcast: Bool, immediate: UInt8?
   ) {
+    use(.avx512)
     let (x, b) = extensions(operand)
     let element = row.wide ? 8 : 4
     let unit: Int

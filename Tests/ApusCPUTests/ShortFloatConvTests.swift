@@ -9,8 +9,8 @@ import ApusTensor
 import ApusTestSupport
 import Testing
 
-/// Convolutions and pooling of numbers of type `bfloat16`, compared with sums in double precision of the
-/// same numbers.
+/// Maxima of special numbers of type `bfloat16`, and Winograd's form of convolutions of them, compared with sums in
+/// double precision.
 @Suite(.enabled(if: CPUFeatures.host.avx512BF16))
 struct ShortFloatConvTests {
   private let pool = ThreadPool(threadCount: 2)
@@ -51,60 +51,6 @@ struct ShortFloatConvTests {
       all += exact * exact
     }
     return (error / all).squareRoot()
-  }
-
-  @Test func depthwiseConvolutions() throws {
-    for channels in [2, 15, 16, 17, 40, 70] {
-      let shapes = [
-        convShape(1, (9, 9), (channels, channels), kernel: (3, 3), pad: (1, 1, 1, 1)),
-        convShape(2, (8, 15), (channels, channels), kernel: (3, 3), stride: (2, 2), pad: (0, 0, 1, 1)),
-        convShape(1, (7, 30), (channels, channels), kernel: (5, 5), pad: (2, 2, 2, 2)),
-      ]
-      for var s in shapes {
-        s.groups = channels
-        let (x, input) = try numbers([s.batch, s.inHeight, s.inWidth, channels], seed: 1)
-        let (w, weights) = try numbers([s.kernelHeight, s.kernelWidth, channels], seed: 2)
-        let sums = convReference(s, input, weights)
-        let bias = GuardedBuffer.random(channels, seed: 3)
-        let (r, other) = try numbers([s.batch, s.outHeight, s.outWidth, channels], seed: 4)
-        for type in [DataType.float32, .bfloat16] {
-          let plan = try WindowPlan(
-            .depthwise, s, isa: .avx512,
-            epilogue: type == .float32 ? epilogue : .cast(epilogue, type),
-            operands: [.perColumn, .full],
-            types: ProductTypes(.bfloat16, result: type, operands: [.float32, .bfloat16]),
-            inputType: .bfloat16)
-          let y = try GuardedTensor(
-            Tensor(type, shape: [s.batch, s.outHeight, s.outWidth, channels]))
-          plan.run(
-            input: x.raw, weights: w.raw, output: y.raw,
-            operands: [UnsafeRawPointer(bias.raw), UnsafeRawPointer(r.raw)], pool: pool)
-          let error = worst(y.tensor, sums, bias, other)
-          #expect(error < (type == .float32 ? 1e-5 : 4e-3), "\(type) \(s)")
-        }
-      }
-    }
-  }
-
-  @Test func pooling() throws {
-    for channels in [1, 16, 33] {
-      let s = convShape(
-        1, (9, 10), (channels, channels), kernel: (3, 3), stride: (2, 2), pad: (1, 1, 1, 1))
-      let (x, input) = try numbers([s.batch, s.inHeight, s.inWidth, channels], seed: 1)
-      for mode in [WindowPlan.Mode.maximum, .averageOver(9)] {
-        let wide = try WindowPlan(mode, s, isa: .avx512)
-        let want = GuardedBuffer(count: s.outHeight * s.outWidth * channels)
-        wide.run(input: input.raw, output: want.raw, pool: pool)
-        let plan = try WindowPlan(
-          mode, s, isa: .avx512, epilogue: .cast(.input(0), .bfloat16),
-          types: ProductTypes(result: .bfloat16), inputType: .bfloat16)
-        let y = try GuardedTensor(Tensor(.bfloat16, shape: [want.count]))
-        plan.run(input: x.raw, output: y.raw, pool: pool)
-        for (index, value) in y.tensor.doubles().enumerated() {
-          #expect(abs(value - Double(want[index])) <= abs(Double(want[index])) * 0x1p-8)
-        }
-      }
-    }
   }
 
   /// Elements compared as they are: bytes of both signs, and BF16 with infinities, zeros and NaNs of both signs.

@@ -32,7 +32,7 @@ import Testing
 
   /// No tile, so that one is chosen, and every kind of tile for sums of so many words.
   private func tiles(_ isa: ISA, _ kind: ProductKind, words: Int) -> [GemmTile?] {
-    [nil] + GemmTile.candidates(isa) + GemmTile.overlapping(isa, kind, words: words, results: .max)
+    [nil] + GemmTile.candidates(isa) + GemmTile.overlapping(isa, ProductTypes(kind), words: words, results: .max)
   }
 
   private func packed(_ b: Tensor, _ plan: GemmPlan, _ kind: ProductKind) throws -> GuardedTensor {

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusGraph
 import ApusX86
 
 /// How the rows of a tile share two sets of registers: while one holds the growing sums of some rows, the
@@ -21,15 +22,38 @@ package struct TileOverlap: Hashable, Sendable {
   /// Rows that have registers.
   var places: Int { 2 * rows }
 
+  /// Registers for elements of A, of those that neither sums nor B take.
+  static func factorCount(_ registers: Int) -> Int { registers > 6 ? 2 : 1 }
+
   /// The longest sums: each row of a tile has code of its own.
   static let mostWords = 12
+}
+
+extension GemmTile {
+  /// Whether registers are left for an epilogue beside the sums of so many columns.
+  func leavesRegisters(
+    for epilogue: ScalarExpr, operands: [EpilogueOperand], types: ProductTypes, columns: Int
+  ) -> Bool {
+    guard let sumsTogether else { return true }
+    let used = max(1, min(vectors, (columns - 1) / ISA.avx512.lanes + 1))
+    let registers = ISA.avx512.registerCount - 2 * max(1, sumsTogether / used) * used - used
+    let (rest, _) = MicrokernelGenerator.start(epilogue, operands, types)
+    guard registers > 1,
+      let needed = try? ExpressionEmitter.registersNeeded(
+        rest, isa: .avx512, types: [types.kind.sumType] + types.operands, result: types.result)
+    else { return false }
+    return MicrokernelGenerator.fits(
+      needed, transient: operands.isEmpty ? 0 : rest.inputCount - 1,
+      packs: used > 1 && types.result.bitWidth == 8,
+      in: registers - TileOverlap.factorCount(registers))
+  }
 }
 
 extension MicrokernelGenerator {
   /// rax and rbx stand at the start of A and B, r11 where the next lines of B are.
   func generate(_ overlap: TileOverlap) throws(ApusError) -> [UInt8] {
     let registers = free.dropFirst(shape.vectors)
-    let factors = Array(registers.prefix(registers.count > 6 ? 2 : 1))
+    let factors = Array(registers.prefix(TileOverlap.factorCount(registers.count)))
     guard (1...TileOverlap.mostWords).contains(overlap.words.count), !shape.masksB, isa == .avx512,
       registers.count > 1, shape.kind != .int16, shape.terms == SumTerms()
     else { throw ApusError(.notYetSupported, "this product has no epilogue beside its sums") }

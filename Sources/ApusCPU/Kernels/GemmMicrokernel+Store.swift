@@ -160,13 +160,20 @@ extension MicrokernelGenerator {
   func storing(_ rows: Range<Int>, _ addresses: [R64], _ free: [Vec]) throws(ApusError) -> Storing? {
     let needed = try ExpressionEmitter.registersNeeded(
       epilogue, isa: isa, types: inputTypes, result: shape.resultType)
-    let transient = shape.operands.isEmpty ? 0 : epilogue.inputCount - 1
-    guard needed <= Self.simpleRegisters, needed + transient + (packsBytes ? 1 : 0) <= free.count
+    guard
+      Self.fits(
+        needed, transient: shape.operands.isEmpty ? 0 : epilogue.inputCount - 1, packs: packsBytes,
+        in: free.count)
     else { return nil }
     if packsBytes, let storing = storingByColumns(rows, addresses, free, needed: needed) {
       return storing
     }
     return Storing(rows.map { .row($0) }, addresses, free: free)
+  }
+
+  /// Whether an epilogue of so many registers, beside those for operands, runs where the sums are.
+  static func fits(_ needed: Int, transient: Int, packs: Bool, in free: Int) -> Bool {
+    needed <= simpleRegisters && needed + transient + (packs ? 1 : 0) <= free
   }
 
   func write(_ piece: Storing.Piece, of storing: Storing) throws(ApusError) {
@@ -295,7 +302,8 @@ extension MicrokernelGenerator {
     guard packsBytes, isa == .avx512 else { return }
     let count = columnCount(from: (shape.vectors - 1) / Self.bytesTogether * Self.bytesTogether)
     guard count < width.bytes else { return }
-    a.mov(.rax, (1 << count) - 1)
+    // 63 bytes leave no bit to borrow from.
+    a.mov(.rax, (1 << count) &- 1)
     a.kmovq(partOfBytes, .rax)
   }
 

@@ -145,7 +145,9 @@ struct MicrokernelGenerator {
 
   init(_ shape: MicrokernelShape) throws(ApusError) {
     self.shape = shape
-    (epilogue, startingOperand) = Self.start(of: shape)
+    (epilogue, startingOperand) = Self.start(
+      shape.epilogue, shape.operands,
+      ProductTypes(shape.kind, result: shape.resultType, operands: shape.operandTypes))
     isa = shape.isa
     width = isa.width
     rows = shape.rowOffsets.count
@@ -218,18 +220,18 @@ struct MicrokernelGenerator {
 
   /// Integers to add to each column of sums of bytes are what the sums start from, when nothing else is
   /// done with the sums and no earlier part of them waits in C.
-  private static func start(of shape: MicrokernelShape) -> (ScalarExpr, Int?) {
-    let found = shape.operands.indices.first { index in
+  static func start(
+    _ epilogue: ScalarExpr, _ operands: [EpilogueOperand], _ types: ProductTypes
+  ) -> (ScalarExpr, Int?) {
+    let found = operands.indices.first { index in
       let sum = ScalarExpr.input(0) + .input(index + 1)
-      return shape.operands[index] == .perColumn && shape.operandTypes[index] == .int32
-        && shape.epilogue.contains { $0 == sum }
-        && shape.epilogue.replacing(sum, with: .const(0)).useCounts()[0] == nil
+      return operands[index] == .perColumn && types.operands[index] == .int32
+        && epilogue.contains { $0 == sum }
+        && epilogue.replacing(sum, with: .const(0)).useCounts()[0] == nil
     }
-    guard let found, shape.kind == .int8, shape.resultType != .int32 else {
-      return (shape.epilogue, nil)
-    }
+    guard let found, types.kind == .int8, types.result != .int32 else { return (epilogue, nil) }
     let sum = ScalarExpr.input(0) + .input(found + 1)
-    return (shape.epilogue.replacing(sum, with: .input(0)), found)
+    return (epilogue.replacing(sum, with: .input(0)), found)
   }
 
   /// Zeros, or what the epilogue would add, which lies at `place`; what C holds is added behind the loop,

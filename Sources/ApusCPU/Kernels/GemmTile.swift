@@ -1,6 +1,8 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
+import ApusGraph
+
 /// The largest register tile of a matrix product: `rows` x `vectors` vectors of columns.
 package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   /// Rows of C.
@@ -38,7 +40,18 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   /// They pay where sums are short: with half of the registers, a long one waits for its multiply-adds. And every
   /// row of such a tile has code of its own, which inside of a network is not in the caches when it is wanted: only
   /// products that run through it often make up for that.
-  package static func overlapping(_ isa: ISA, _ kind: ProductKind, words: Int, results: Int) -> [GemmTile] {
+  package static func overlapping(
+    _ isa: ISA, _ types: ProductTypes, words: Int, results: Int, columns: Int = .max,
+    epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = []
+  ) -> [GemmTile] {
+    overlapping(isa, types.kind, words: words, results: results).filter {
+      $0.leavesRegisters(for: epilogue, operands: operands, types: types, columns: columns)
+    }
+  }
+
+  private static func overlapping(_ isa: ISA, _ kind: ProductKind, words: Int, results: Int)
+    -> [GemmTile]
+  {
     guard isa == .avx512, words <= TileOverlap.mostWords, results >= leastResults else { return [] }
     switch kind {
     case .int8:

@@ -59,7 +59,8 @@ struct NarrowMaximumGenerator {
       a.j(.notEqual, loop)
     }
     if bytes % 64 != 0 {
-      a.mov(.rbx, (1 << (bytes % 64)) - 1)
+      // 63 bytes leave no bit to borrow from.
+      a.mov(.rbx, (1 << (bytes % 64)) &- 1)
       a.kmovq(tail, .rbx)
       block(tail)
     }

@@ -13,6 +13,10 @@ struct InterleaveTactic: Tactic {
   let source = "jit"
   let pool: ThreadPool
 
+  var lacks: String? {
+    InterleaveKernel.takes(planes: 3, .words) ? nil : "needs AVX-512"
+  }
+
   /// The planes of one image, and where images start, in bytes.
   private struct Planes {
     var planes: Int
@@ -56,7 +60,7 @@ struct InterleaveTactic: Tactic {
   }
 
   func support(_ problem: Problem) -> Support {
-    read(problem) == nil ? .no(because: "no few planes that become channels") : .yes
+    read(problem) == nil ? .no(because: lacks ?? "no few planes that become channels") : .yes
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {

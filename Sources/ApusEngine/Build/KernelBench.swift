@@ -86,7 +86,9 @@ final class KernelBench {
   func disagreement(_ compiled: KernelLibrary.Compiled) throws(ApusError) -> String? {
     guard let expected = try reference() else { return nil }
     for (index, got) in try results(of: compiled).enumerated() {
-      if let reason = compare(got.doubles(), expected[index], problem.outputs[index].dataType) {
+      let want = expected[index]
+      let comparison = ResultComparison(problem, problem.outputs[index].dataType, scale: want.scale)
+      if let reason = comparison.verdict(got.doubles(), want.values, at: want.indices).reason {
         return reason
       }
       if try !outputMemory[index].gapsAreMarked(on: stream) {
@@ -100,7 +102,7 @@ final class KernelBench {
   func expectResults(of compiled: KernelLibrary.Compiled) throws(ApusError) {
     expected = try results(of: compiled).map { result in
       let values = result.doubles()
-      return Expected(indices: nil, values: values, scale: Self.scale(values))
+      return Expected(indices: nil, values: values, scale: ResultComparison.scale(values))
     }
   }
 
@@ -119,47 +121,6 @@ final class KernelBench {
     return results
   }
 
-  private func compare(_ got: [Double], _ want: Expected, _ type: DataType) -> String? {
-    let depth = problem.cost.operations / max(1, Double(problem.outputs[0].count))
-    let tolerance =
-      problem.op.tolerance(type, inputs: problem.inputTypes)
-      * (type.isFloat ? max(1, depth.squareRoot() / 8) : 1)
-    // A number next to a tie may be rounded to the other side.
-    let isRounded = problem.op.rounds
-    let isSmall = type.isInteger && isRounded
-    let allowed = max(tolerance * want.scale, isSmall ? 1 : type.isFloat ? 0 : tolerance)
-    var ties = isRounded && type.isFloat ? max(2, want.values.count / 200) : 0
-    // Sums of bytes near the exact ones may move a number across a tie, by a step, but not many. One in
-    // twenty is ten times what Winograd's form moves, so that chance among samples refuses nothing.
-    var moves = isSmall && sumsIntegers ? max(2, want.values.count / 20) : .max
-    var worst = (difference: 0.0, index: 0, got: 0.0, want: 0.0)
-    for position in want.values.indices {
-      let index = want.indices?[position] ?? position
-      let a = got[index]
-      let b = want.values[position]
-      if a == b || (a.isNaN && b.isNaN) { continue }
-      let difference = abs(a - b)
-      if difference > allowed, difference < want.scale / 4, ties > 0 {
-        ties -= 1
-        continue
-      }
-      moves -= 1
-      if !(difference <= worst.difference) { worst = (difference, index, a, b) }
-    }
-    if worst.difference <= allowed && moves < 0 {
-      return "more than one in twenty of \(want.values.count) elements differ from the reference"
-    }
-    if worst.difference <= allowed { return nil }
-    return
-      "element \(worst.index) is \(worst.got), the reference says \(worst.want) (allowed difference \(allowed))"
-  }
-
-  /// Whether the problem is a product of integers, with whatever follows it.
-  private var sumsIntegers: Bool {
-    (problem.op as? any SampledOperator)?.canSample == true
-      && problem.inputs.prefix(2).allSatisfy { $0?.dataType.isInteger == true }
-  }
-
   private func reference() throws(ApusError) -> [Expected]? {
     if let expected { return expected }
     let work = problem.cost.operations
@@ -170,22 +131,18 @@ final class KernelBench {
       var indices = (0..<Self.sampleCount).map { _ in generator.integer(below: max(1, count)) }
       indices += [0, count - 1, count / 2]
       let values = try op.evaluateSamples(operands, at: indices)
-      made = [Expected(indices: indices, values: values, scale: Self.scale(values))]
+      made = [Expected(indices: indices, values: values, scale: ResultComparison.scale(values))]
     } else if work <= Self.comparisonLimit {
       let results = try problem.op.evaluate(operands.map { $0.map { .tensor($0) } })
       made = results.prefix(problem.outputs.count).map { result in
         let values = result.tensor?.doubles() ?? []
-        return Expected(indices: nil, values: values, scale: Self.scale(values))
+        return Expected(indices: nil, values: values, scale: ResultComparison.scale(values))
       }
     } else {
       return nil
     }
     expected = made
     return made
-  }
-
-  private static func scale(_ values: [Double]) -> Double {
-    values.reduce(0) { $1.isFinite ? max($0, abs($1)) : $0 }
   }
 
   /// Where a network's constants are when a layer begins: what all of them take decides, for the other
@@ -277,21 +234,6 @@ final class KernelBench {
     }
     withExtendedLifetime(workspace) {}
     try result.get()
-  }
-}
-
-extension Operator {
-  /// Whether results are rounded to whole steps somewhere in a region.
-  fileprivate var rounds: Bool {
-    if let chain = self as? Chain { return chain.stages.contains { $0.rounds } }
-    let region = (self as? Fused)?.epilogue.expression ?? (self as? Pointwise)?.expression
-    return region?.contains { (expression: ScalarExpr) in
-      switch expression {
-      case .unary(.round, _): true
-      case .cast(_, let type): type.isInteger
-      default: false
-      }
-    } ?? false
   }
 }
 

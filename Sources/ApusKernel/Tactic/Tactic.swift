@@ -62,6 +62,8 @@ public protocol Tactic: Sendable {
   var version: Int { get }
   /// What may lie with gaps between its rows; problems that have more such tensors are not offered.
   var pitches: PitchSupport { get }
+  /// What the device lacks, so that the tactic takes no problem at all; nil where it takes some.
+  var lacks: String? { get }
   /// Whether the tactic takes the problem.
   func support(_ problem: Problem) -> Support
   /// The configurations worth trying, the best guess first; never empty for a supported problem.
@@ -80,6 +82,7 @@ public protocol Tactic: Sendable {
 extension Tactic {
   public var version: Int { 1 }
   public var pitches: PitchSupport { [] }
+  public var lacks: String? { nil }
   public func configurations(_ problem: Problem) -> [TacticConfiguration] {
     [TacticConfiguration()]
   }

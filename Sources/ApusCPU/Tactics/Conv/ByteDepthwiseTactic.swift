@@ -13,6 +13,10 @@ struct ByteDepthwiseTactic: Tactic {
   let pitches: PitchSupport = .results
   let pool: ThreadPool
 
+  var lacks: String? {
+    CPUDescription.fastTypes.contains(.int8) ? nil : "needs instructions for products of bytes"
+  }
+
   func support(_ problem: Problem) -> Support {
     switch ConvProblem.read(problem) {
     case .failure(let refusal): return .no(because: refusal.reason)

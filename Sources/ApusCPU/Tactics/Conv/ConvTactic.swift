@@ -28,7 +28,9 @@ struct ConvTactic: Tactic {
     guard case .success(let conv) = ConvProblem.read(problem) else { return [] }
     let words = ConvPlan.words(conv.shape, conv.types.kind)
     let overlapping = GemmTile.overlapping(
-      isa, conv.types.kind, words: words, results: problem.outputs[0].count)
+      isa, conv.types, words: words, results: problem.outputs[0].count,
+      columns: conv.shape.outChannels / conv.shape.groups, epilogue: conv.anchored.epilogue,
+      operands: conv.anchored.extras)
     return (GemmTile.candidates(isa) + overlapping).map(\.configuration)
   }
 

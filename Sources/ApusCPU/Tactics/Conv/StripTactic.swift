@@ -118,10 +118,11 @@ struct StripTactic: Tactic {
   {
     guard stages[index].isProduct else { return nil }
     let vectors = configuration[index == 0 ? "in" : "out"]
-    let (s, kind) = (stages[index].shape, stages[index].types.kind)
+    let (s, types) = (stages[index].shape, stages[index].types)
     let tiles = GemmTile.overlapping(
-      isa, kind, words: s.inChannels / kind.interleave,
-      results: s.batch * s.outHeight * s.outWidth * s.outChannels)
+      isa, types, words: s.inChannels / types.kind.interleave,
+      results: s.batch * s.outHeight * s.outWidth * s.outChannels, columns: s.outChannels,
+      epilogue: stages[index].epilogue, operands: stages[index].operands)
     return (tiles + GemmTile.candidates(isa)).first { $0.vectors == vectors }
   }
 

@@ -9,7 +9,7 @@ import ApusKernel
 /// filtering: fewer multiplications for more memory traffic and larger weights.
 ///
 /// The sums of bytes are not exact (see `WinogradPlan`). Results that are rounded to bytes hardly show it:
-/// few differ, by one step, which is what `KernelBench` allows. Others must be exact, so they are refused.
+/// few differ, by one step, which is what `ResultComparison` allows. Others must be exact, so they are refused.
 struct WinogradTactic: Tactic {
   let name = "cpu.conv.f32.winograd"
   let source = "jit"
@@ -48,7 +48,7 @@ struct WinogradTactic: Tactic {
     // Weights packed for other sizes of the same model are read as they are.
     let stored = problem.inputs[1]?.packing
     var result: [TacticConfiguration] = []
-    for m in Self.sizes(conv.types.kind) {
+    for m in Self.sizes(conv.types) {
       let tile = Self.tile(conv.shape, m: m, width: stored?.width, isa: isa)
       for kilobytes in conv.types.kind == .int8 ? [640, 1536, 4096] : [640, 4096] {
         result.append(["m": m, "mr": tile.rows, "nv": tile.vectors, "kb": kilobytes])
@@ -57,12 +57,14 @@ struct WinogradTactic: Tactic {
     return result
   }
 
-  private static func sizes(_ kind: ProductKind) -> [Int] {
-    switch kind {
+  private static func sizes(_ types: ProductTypes) -> [Int] {
+    switch types.kind {
     // Twice rounded, the larger transform is too far from the weights.
     case .float16Weights: [2]
     // 16-bit products cost twice as much, which the smaller transform does not make up for.
     case .int8: [4]
+    // The smaller transform rounds both sides, which results of single precision would show.
+    case .bfloat16 where types.result == .float32: [4]
     default: [4, 2]
     }
   }

@@ -13,6 +13,12 @@ struct ComputedMatMulTactic: Tactic {
   let source = "jit"
   let pool: ThreadPool
 
+  /// Its kernels are of AVX-512 alone, while AVX-VNNI has products of bytes, too.
+  var lacks: String? {
+    CPUDescription.fastTypes.isDisjoint(with: [.uint8, .bfloat16])
+      ? "needs AVX-512 with products of bytes or of BF16 numbers" : nil
+  }
+
   private func shape(_ problem: AnchoredProblem) -> ComputedProductPlan.Shape? {
     guard let op = problem.anchor as? MatMul,
       let sizes = BatchedMatMulTactic.Shape(problem, transposesRight: op.transposesRight)
@@ -33,6 +39,7 @@ struct ComputedMatMulTactic: Tactic {
   func support(_ problem: Problem) -> Support {
     let anchored = AnchoredProblem(problem)
     guard anchored.anchor is MatMul else { return .no(because: "not a matrix product") }
+    if let lacks { return .no(because: lacks) }
     if let reason = anchored.refusal { return .no(because: reason) }
     guard let kind = anchored.types?.kind, kind == .int8 || kind == .bfloat16,
       anchored.inputs.allSatisfy({ $0?.packing == nil && $0?.constant == nil })

@@ -47,9 +47,11 @@ struct MatMulTactic: Tactic {
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
     let anchored = AnchoredProblem(problem)
-    guard let sizes = sizes(anchored), let kind = anchored.types?.kind else { return [] }
-    let words = (sizes.k + kind.interleave - 1) / kind.interleave
-    let overlapping = GemmTile.overlapping(isa, kind, words: words, results: sizes.m * sizes.n)
+    guard let sizes = sizes(anchored), let types = anchored.types else { return [] }
+    let words = (sizes.k + types.kind.interleave - 1) / types.kind.interleave
+    let overlapping = GemmTile.overlapping(
+      isa, types, words: words, results: sizes.m * sizes.n, columns: sizes.n,
+      epilogue: anchored.epilogue, operands: anchored.extras)
     return (GemmTile.candidates(isa) + overlapping).map(\.configuration)
   }
 

@@ -14,13 +14,15 @@ struct NibbleMatMulTactic: Tactic {
   let source = "jit"
   let pool: ThreadPool
 
+  var lacks: String? { CPUDescription.fastTypes.contains(.uint4) ? nil : "needs AVX-512" }
+
   func support(_ problem: Problem) -> Support {
     let anchored = AnchoredProblem(problem)
     guard let product = anchored.anchor as? BlockQuantizedMatMul else {
       return .no(because: "not a product with weights of four bits")
     }
     if let reason = anchored.refusal { return .no(because: reason) }
-    guard CPUDescription.fastTypes.contains(.uint4) else { return .no(because: "needs AVX-512") }
+    if let lacks { return .no(because: lacks) }
     guard anchored.types != nil else { return .no(because: "no kernel for these element types") }
     guard anchored.inputs.dropFirst().allSatisfy({ $0 == nil || $0?.constant != nil }) else {
       return .no(because: "the weights are not constant")

@@ -42,13 +42,8 @@ struct SoftmaxTactic: NativeTactic {
   {
     var largest = x[0]
     for i in 1..<max(1, width) { largest = x[i] > largest ? x[i] : largest }
-    var sum: Float = 0
-    for i in 0..<width {
-      let e = expf(x[i] - largest)
-      y[i] = e
-      sum += e
-    }
-    let scale = 1 / sum
+    for i in 0..<width { y[i] = expf(x[i] - largest) }
+    let scale = 1 / RowSum.sum(y, width)
     for i in 0..<width { y[i] *= scale }
   }
 }

@@ -48,7 +48,8 @@ public final class Calibration {
   var scaling: ChannelScaling?
   /// Batches that wait for that decision.
   private var waiting: [[String: Tensor]] = []
-  private static let decidingBatches = 8
+  /// So many samples show how large channels get, or what fits into so much memory.
+  private static let (decidingSamples, decidingBytes) = (64, 64 << 20)
   private let graph: Graph
   /// How many results the network itself has.
   private let resultCount: Int
@@ -146,7 +147,9 @@ public final class Calibration {
       var batch: [String: Tensor] = [:]
       for (name, tensor) in inputs { batch[name] = try tensor.copied() }
       waiting.append(batch)
-      if waiting.count >= Self.decidingBatches { try decideScaling() }
+      let samples = waiting.reduce(0) { $0 + Self.samples(in: $1) }
+      let bytes = waiting.joined().reduce(0) { $0 + $1.value.byteCount }
+      if samples >= Self.decidingSamples || bytes >= Self.decidingBytes { try decideScaling() }
     } else {
       try count(inputs)
     }

@@ -37,6 +37,10 @@ public struct ChannelGroups {
     for id in order { visit(graph[id]) }
   }
 
+  /// Bits that a channel may gain. Its rounding is next to nothing beside that of large channels then, and a
+  /// channel that hardly moved in what was seen may be larger in what was not.
+  private static let mostBits = 3
+
   /// Whether there is any channel to scale.
   public func canScale(balancing: Bool) -> Bool {
     parents.indices.contains { element in
@@ -67,7 +71,7 @@ public struct ChannelGroups {
       guard !isFixed[root], let magnitude = wanted[root], magnitude > 0 else { return 0 }
       guard let weight = weights[root] else {
         guard isReadAlone[root], let top = tops[root] else { return 0 }
-        return -Int((top / magnitude).exponent)
+        return -min(Self.mostBits, Int((top / magnitude).exponent))
       }
       guard balancing, weight > 0 else { return 0 }
       // The square root of the ratio balances both: half its logarithm.

@@ -20,6 +20,30 @@ int apus_available_processors(void) {
   return online > 0 ? (int)online : 1;
 }
 
+int apus_current_processor(void) {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+int apus_leave_processor(int processor) {
+#if defined(__linux__)
+  cpu_set_t all, others;
+  if (processor < 0 || processor >= CPU_SETSIZE) return 0;
+  if (sched_getaffinity(0, sizeof all, &all) != 0) return 0;
+  others = all;
+  CPU_CLR(processor, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return 0;
+  sched_setaffinity(0, sizeof all, &all);
+  return 1;
+#else
+  (void)processor;
+  return 0;
+#endif
+}
+
 int apus_request_tiles(void) {
 #if defined(__linux__) && defined(__x86_64__) && defined(SYS_arch_prctl)
   // ARCH_REQ_XCOMP_PERM for state component 18, the data of tiles; older systems do not know it and fail.

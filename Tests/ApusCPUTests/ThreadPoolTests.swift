@@ -4,6 +4,7 @@
 import Synchronization
 import Testing
 
+import ApusBase
 import ApusCPU
 
 @Suite struct ThreadPoolTests {
@@ -41,5 +42,36 @@ import ApusCPU
       }
     }
     #expect(total.load(ordering: .relaxed) == 20)
+  }
+
+  @Test func workersWhoseTurnIsOverLoseNoTask() {
+    // Each task takes a turn, so that workers leave after every one and come back to the same job.
+    let pool = ThreadPool(threadCount: 3)
+    let runs = UnsafeMutablePointer<Atomic<Int>>.allocate(capacity: 20)
+    for task in 0..<20 { (runs + task).initialize(to: Atomic(0)) }
+    for _ in 0..<3 {
+      pool.parallelFor(20, runs) { runs, task in
+        let start = Clock.seconds
+        while Clock.seconds - start < Turn.seconds {}
+        runs[task].wrappingAdd(1, ordering: .relaxed)
+      }
+    }
+    for task in 0..<20 { #expect(runs[task].load(ordering: .relaxed) == 3) }
+    runs.deinitialize(count: 20)
+    runs.deallocate()
+  }
+
+  @Test func turnEndsAfterItsTime() {
+    let turn = Turn(at: 100)
+    #expect(!turn.isOver(at: 100))
+    #expect(!turn.isOver(at: 100 + Turn.seconds * 0.9))
+    #expect(turn.isOver(at: 100 + Turn.seconds * 1.1))
+  }
+
+  @Test func movesAreApart() {
+    var moves = MoveLimit()
+    // A refusal (the second) does not put the next move off.
+    let allowed = [0, 0.9, 1.1, 1.2].map { moves.allows(at: $0 * MoveLimit.seconds) }
+    #expect(allowed == [true, false, true, false])
   }
 }

@@ -1,6 +1,7 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
+import ApusBase
 import CApusShims
 import Synchronization
 
@@ -16,8 +17,9 @@ import Synchronization
 ///
 /// Each thread has a share of the tasks, neighbours, so that it finds in its caches what it wrote for the job
 /// before. It takes them one by one from an atomic counter and then helps with the other shares, so a slow
-/// thread takes fewer. A worker that finds no work spins for a while, then sleeps; one that wakes too late misses the job without holding
-/// it up. One job runs at a time: a call made while another is in progress, from anywhere, runs its
+/// thread takes fewer. A worker that finds no work spins for a while, then sleeps; one that wakes too late
+/// misses the job without holding it up, and so does one whose core another program uses (`CoreSharing`).
+/// One job runs at a time: a call made while another is in progress, from anywhere, runs its
 /// tasks on the calling thread.
 package final class ThreadPool: Sendable {
   /// A pool with one thread for every processor this process may use.
@@ -95,6 +97,9 @@ private final class PoolState: @unchecked Sendable {
   private static let lineCounters = 8
   private let sleepers = Atomic<Int>(0)
   private let busy = Atomic<Bool>(false)
+  /// Where the calling thread was when it opened the job.
+  private let callersProcessor = Atomic<Int32>(-1)
+  private let hasCoreForEachThread: Bool
   private let stopping = Atomic<Bool>(false)
   private var taskCount = 0
   private var job: (address: UnsafeRawPointer, run: TaskRunner)?
@@ -104,9 +109,12 @@ private final class PoolState: @unchecked Sendable {
 
   /// How often a worker looks for a new job before it sleeps: some hundred microseconds.
   private static let spinLimit = 8000
+  /// How often it does so before it looks whose core it is on.
+  private static let spinsPerLook = 64
 
   init(shareCount: Int) {
     self.shareCount = shareCount
+    hasCoreForEachThread = shareCount <= ThreadPool.availableProcessors()
     next = .allocate(capacity: shareCount * Self.lineCounters)
     for index in 0..<shareCount * Self.lineCounters { (next + index).initialize(to: Atomic(0)) }
     pthread_mutex_init(mutex, nil)
@@ -135,10 +143,11 @@ private final class PoolState: @unchecked Sendable {
     for share in 0..<shareCount {
       next[share * Self.lineCounters].store(firstTask(share), ordering: .relaxed)
     }
+    callersProcessor.store(apus_current_processor(), ordering: .relaxed)
     let number = (word.load(ordering: .relaxed) >> 16) &+ 1
     word.store(number << 16 | 1, ordering: .sequentiallyConsistent)
     if sleepers.load(ordering: .sequentiallyConsistent) > 0 { wakeAll() }
-    work(0)
+    _ = work(0, during: nil)
     // Close the job: nobody joins from here on. Then wait for those inside.
     var current = word.bitwiseAnd(~1, ordering: .acquiringAndReleasing).newValue
     while current & 0xFFFE != 0 {
@@ -151,9 +160,10 @@ private final class PoolState: @unchecked Sendable {
   /// The first task of a share.
   private func firstTask(_ share: Int) -> Int { taskCount * share / shareCount }
 
-  /// Takes the tasks of a thread's own share, then what is left of the others.
-  private func work(_ number: Int) {
-    guard let job else { return }
+  /// Takes the tasks of a thread's own share, then what is left of the others; false if the thread's turn
+  /// was over before all were taken.
+  private func work(_ number: Int, during turn: Turn?) -> Bool {
+    guard let job else { return true }
     for offset in 0..<shareCount {
       let share = (number + offset) % shareCount
       let end = firstTask(share + 1)
@@ -161,8 +171,10 @@ private final class PoolState: @unchecked Sendable {
         let task = next[share * Self.lineCounters].wrappingAdd(1, ordering: .relaxed).oldValue
         if task >= end { break }
         job.run(job.address, task)
+        if let turn, turn.isOver(at: Clock.seconds) { return false }
       }
     }
+    return true
   }
 
   private func wakeAll() {
@@ -199,27 +211,38 @@ private final class PoolState: @unchecked Sendable {
   }
 
   func workerLoop(_ number: Int) {
+    var sharing = CoreSharing(maySeparate: hasCoreForEachThread)
     var seen: UInt64 = 0
-    while true {
-      var spins = 0
-      var current = word.load(ordering: .acquiring)
-      while current >> 16 == seen || current & 1 == 0 {
-        if stopping.load(ordering: .relaxed) { return }
-        spins += 1
-        if spins < Self.spinLimit {
-          apus_cpu_relax()
-        } else {
-          sleep(seen)
-          spins = 0
-        }
-        current = word.load(ordering: .acquiring)
-      }
+    while let current = openJob(after: seen, &sharing) {
       let joined = word.weakCompareExchange(
         expected: current, desired: current &+ 2, ordering: .acquiringAndReleasing)
       if !joined.exchanged { continue }
-      seen = current >> 16
-      work(number)
+      // One whose turn is over leaves, so that nobody waits for it, and may come back to the same job.
+      if work(number, during: sharing.turn) { seen = current >> 16 }
       word.wrappingSubtract(2, ordering: .releasing)
+      sharing.avoid(callersProcessor.load(ordering: .relaxed))
+      sharing.giveWay()
+    }
+  }
+
+  /// Waits for a job that the worker has not seen; nil when the pool stops.
+  private func openJob(after seen: UInt64, _ sharing: inout CoreSharing) -> UInt64? {
+    var spins = 0
+    while true {
+      let current = word.load(ordering: .acquiring)
+      if current >> 16 != seen && current & 1 == 1 { return current }
+      if stopping.load(ordering: .relaxed) { return nil }
+      spins += 1
+      if spins < Self.spinLimit {
+        apus_cpu_relax()
+        if spins % Self.spinsPerLook == 0 {
+          sharing.avoid(callersProcessor.load(ordering: .relaxed))
+        }
+      } else {
+        sleep(seen)
+        sharing.begin()
+        spins = 0
+      }
     }
   }
 

@@ -23,4 +23,11 @@ void apus_evict(const void *start, size_t count);
 
 /// The number of processors this process may use, at least 1.
 int apus_available_processors(void);
+
+/// The processor that the calling thread runs on; -1 where that cannot be said.
+int apus_current_processor(void);
+
+/// Moves the calling thread off a processor, to any other that it may use; 1 if that was done. It may come back:
+/// the processors it may use are the same afterwards.
+int apus_leave_processor(int processor);
 #endif

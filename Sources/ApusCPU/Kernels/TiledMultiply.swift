@@ -202,6 +202,12 @@ package final class TiledMultiply: Sendable {
     let panelsPerTask: Int
     let panelTasks: Int
 
+    /// Operations (of words: four products of bytes are one) that are worth a task where it evens out what
+    /// threads get, some 7 us, and where a thread would have nothing to do without, some 2 us: opening and closing a
+    /// job costs about 1 us.
+    private static let evenWork = 1e6
+    private static let leastWork = 3e5
+
     /// A block of rows keeps its part of A in the second-level cache while panels of B pass by. Among
     /// the divisions that give enough tasks to share out, the one that reads least from beyond that
     /// cache: B once for each block of rows, A once for each group of panels.
@@ -212,7 +218,9 @@ package final class TiledMultiply: Sendable {
       let fitting = max(1, min(tiles, TiledMultiply.blockBytes / max(1, rows * kc * 4)))
       let groups = plan.groups.count
       let total = 2.0 * Double(rows * tiles * groups) * Double(plan.n) * Double(plan.k)
-      let wanted = max(1, min(8 * ThreadPool.availableProcessors(), Int(total / 1e6)))
+      let processors = ThreadPool.availableProcessors()
+      let wanted = max(
+        1, min(8 * processors, Int(total / Self.evenWork)), min(processors, Int(total / Self.leastWork)))
       let bytesOfA = Double(rows * tiles * plan.k)
       let bytesOfB = Double(plan.k * plan.n)
       var best = (cost: Double.infinity, perBlock: 1, panelsPerTask: panels)

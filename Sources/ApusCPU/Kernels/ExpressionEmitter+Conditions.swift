@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusGraph
+import ApusTensor
 import ApusX86
 
 /// Comparisons and what depends on them.
@@ -35,4 +37,26 @@ extension ExpressionEmitter {
       assembler.vandps(to, to, constant(1))
     }
   }
+}
+
+extension BinaryFunction {
+  var joinsConditions: Bool {
+    self == .logicalAnd || self == .logicalOr || self == .logicalXor
+  }
+}
+
+extension ScalarExpr {
+  /// Whether its elements are all zeros and ones.
+  private var isTruth: Bool {
+    switch self {
+    case .binary(let function, _, _): function.isPredicate
+    case .unary(let function, _):
+      function == .logicalNot || function == .isNaN || function == .isInfinite
+    case .cast(_, let type): type == .bool
+    case .input, .const, .select: false
+    }
+  }
+
+  /// Whether its elements differ from zero, as a condition.
+  var truth: ScalarExpr { isTruth ? self : .binary(.notEqual, self, .const(0)) }
 }

@@ -373,6 +373,8 @@ package final class ExpressionEmitter {
     default:
       throw ApusError(.notYetSupported, "no vector code for an integer with a number")
     }
+    // Conditions are joined bit by bit.
+    let (a, b) = function.joinsConditions ? (a.truth, b.truth) : (a, b)
     if let fused = try multiplyAdd(function, a, b) { return fused }
     if function == .power { return try power(a, b) }
     // A constant second operand is read from memory.

@@ -26,15 +26,13 @@ enum PointwiseRegions: ProblemFamily {
     }
     let conditions: [BinaryFunction] = [.logicalAnd, .logicalOr, .logicalXor]
     for function in BinaryFunction.allCases {
-      // What joins conditions.
-      let (left, right) =
-        conditions.contains(function)
-        ? (ScalarExpr.binary(.less, x, y), ScalarExpr.binary(.greater, y, .const(0.2))) : (x, y)
+      // A number as a condition, and what is one.
+      let right = conditions.contains(function) ? ScalarExpr.binary(.greater, y, .const(0.2)) : y
       for _ in 0..<3 {
         let shape = [count.take()]
         result.append(
           try problem(
-            &make, .binary(function, left, right), .float32,
+            &make, .binary(function, x, right), .float32,
             [(.float32, shape), (.float32, shape)],
             positive: function == .power))
       }

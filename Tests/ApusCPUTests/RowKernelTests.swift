@@ -140,6 +140,11 @@ import ApusCPU
     }
     #expect(throws: ApusError.self) {
       _ = try RowKernel(
+        columns: 8, operands: [.rows], steps: [.storeAndReduce(.input(0), .sum)], result: .uint8,
+        isa: .avx2)
+    }
+    #expect(throws: ApusError.self) {
+      _ = try RowKernel(
         columns: 8, operands: [.rows, .rowGroups(of: 2), .rowGroups(of: 3)],
         steps: [.store(.input(0) + .input(1) + .input(2))], isa: .avx2)
     }

@@ -60,6 +60,10 @@ struct RowGenerator {
     lastStore = last
     hasScratch =
       result != .float32 && steps.indices.contains { $0 != last && steps[$0].storesElements }
+    // Narrowing may change the register that would be combined.
+    if result != .float32, let last, case .storeAndReduce = steps[last] {
+      throw ApusError(.notYetSupported, "a narrow result that is combined as well")
+    }
     guard !hasScratch || columns <= RowKernel.scratchColumns else {
       throw ApusError(.notYetSupported, "rows too long for scratch memory")
     }

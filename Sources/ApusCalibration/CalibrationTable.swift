@@ -52,7 +52,7 @@ public struct CalibrationTable: Sendable, Hashable {
     self.isRandom = isRandom
   }
 
-  private static let header = "apus calibration cache 1"
+  private static let header = "apus calibration cache 2"
 
   /// The text form: a line of head data each, then `name, lower, upper, scale, zero point, means` of the
   /// tensors by tabs, then `lower:upper` of their channels where these have steps of

@@ -31,9 +31,15 @@ public struct RowRounding: Sendable {
 
   /// Rounds a row, in steps of its scale, to whole steps from -127 to 127.
   func round(_ steps: inout [Float], group: Int) {
-    steps.withUnsafeMutableBufferPointer { buffer in
-      guard let steps = buffer.baseAddress else { return }
-      for block in blocks[group] { block.rounding.round(steps + block.first) }
+    round(&steps, group: group) { max(-127, min(127, $0.rounded(.toNearestOrEven))) }
+  }
+
+  /// Rounds a row to numbers that a type has.
+  @inline(__always)
+  func round(_ row: inout [Float], group: Int, to nearest: (Float) -> Float) {
+    row.withUnsafeMutableBufferPointer { buffer in
+      guard let row = buffer.baseAddress else { return }
+      for block in blocks[group] { block.rounding.round(row + block.first, to: nearest) }
     }
   }
 }

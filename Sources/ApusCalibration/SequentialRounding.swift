@@ -76,12 +76,13 @@ public struct SequentialRounding: Sendable {
     }
   }
 
-  /// Rounds numbers, in steps of a scale, to whole steps from -127 to 127.
-  func round(_ steps: UnsafeMutablePointer<Float>) {
+  /// Rounds numbers to those that a type has.
+  @inline(__always)
+  func round(_ steps: UnsafeMutablePointer<Float>, to nearest: (Float) -> Float) {
     withUnsafeTemporaryAllocation(of: Float.self, capacity: count) { ordered in
       for (k, place) in order.enumerated() { ordered[k] = steps[place] }
       for k in 0..<count {
-        let rounded = max(-127, min(127, ordered[k].rounded(.toNearestOrEven)))
+        let rounded = nearest(ordered[k])
         let error = ordered[k] - rounded
         ordered[k] = rounded
         guard error != 0 else { continue }

@@ -14,8 +14,18 @@ extension SequentialRounding {
   /// - Returns: nil for windows of one weight, and very large ones.
   public init?(window: [Int], dilations: [Int]) {
     let count = window.reduce(1, *)
+    guard let moments = Self.moments(window: window, dilations: dilations, order: Array(0..<count)) else {
+      return nil
+    }
+    self.init(moments: moments)
+  }
+
+  /// The moments that a window is taken to have, its places in an order; nil for windows of one weight, and very
+  /// large ones.
+  static func moments(window: [Int], dilations: [Int], order: [Int]) -> [Double]? {
+    let count = window.reduce(1, *)
     guard count > 1, count <= Self.largestWindow, dilations.count == window.count else { return nil }
-    let places = (0..<count).map { index -> [Int] in
+    let places = order.map { index -> [Int] in
       var rest = index
       return zip(window, dilations).reversed().map { size, dilation in
         defer { rest /= size }
@@ -31,6 +41,6 @@ extension SequentialRounding {
         moments.append(power + (k == j ? Self.noise : 0))
       }
     }
-    self.init(moments: moments)
+    return moments
   }
 }

@@ -42,7 +42,7 @@ import Testing
       "tensor\tx\t0\t1\t1\t0\t\nchannels\tx\t-1e300:1e300", "tensor\tx\t0\t1\t1\t0\t\nchannels\tx\t0:1:2",
       "tensor\tx\t-1e300\t1e300\t1\t0\t"] {
       #expect(throws: ApusError.self) {
-        try CalibrationTable(parsing: "apus calibration cache 1\n\(line)\n")
+        try CalibrationTable(parsing: "apus calibration cache 2\n\(line)\n")
       }
     }
   }

@@ -50,7 +50,10 @@ package struct LayerPrecisions: Sendable {
 
   /// The pass that rounds products to `bfloat16`; nil when none is to be.
   var narrowing: UseBFloat16? {
-    uses(.bf16) ? UseBFloat16(choosing: choice(of: .bf16)) : nil
+    guard uses(.bf16) else { return nil }
+    return UseBFloat16(
+      choosing: choice(of: .bf16), quantization.correctsRounding ? table : nil, isScaled: insertion != nil,
+      known: rounded)
   }
 
   /// The pass that stores weights in half precision; nil when none are to be.

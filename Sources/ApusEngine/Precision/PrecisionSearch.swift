@@ -102,6 +102,9 @@ struct PrecisionSearch {
     var errors = Errors()
     if outcome.error.value(metric) > budget {
       errors = try layerErrors(choice, start)
+      for candidate in uniform where [.bf16, .fp16].contains(candidate.precision) {
+        errors[candidate.precision] = try floatErrors(candidate, beside: outcome.error.noise, start)
+      }
       if try improveRanges(&errors[.int8, default: [:]], start) > 0 {
         uniform = try uniform.map { old throws(ApusError) in
           old.precision == .int8 ? try measure(.int8) : old
@@ -168,6 +171,35 @@ struct PrecisionSearch {
 
   private static let groupLimit = 64
 
+  /// The error energy of each layer in a float type that rounds.
+  ///
+  /// Most layers add next to nothing, and one may have nearly all of it: halves are measured until they have little
+  /// beside a noise, which their layers may share alike, or are one layer.
+  private func floatErrors(_ uniform: Uniform, beside noise: Double, _ start: Double) throws(ApusError)
+    -> [String: Double]
+  {
+    let units = units.filter { $0.choices.contains(uniform.precision) }
+    var errors: [String: Double] = [:]
+    var waiting = [(range: units.indices, noise: uniform.error.noise)]
+    while let (range, own) = waiting.popLast() {
+      let layers = units[range].flatMap(\.layers)
+      guard range.count > 1, own > Self.little * noise else {
+        for layer in layers { errors[layer.name] = own / Double(layers.count) }
+        continue
+      }
+      let middle = (range.lowerBound + range.upperBound) / 2
+      for half in [range.lowerBound..<middle, middle..<range.upperBound] {
+        let alone = units[half].flatMap(\.layers).map { ($0.name, uniform.precision) }
+        let error = try verified(Dictionary(uniqueKeysWithValues: alone)).error
+        waiting.append((half, error.noise))
+        try report(errors.count, study.layers.count, start)
+      }
+    }
+    return errors
+  }
+
+  private static let little = 0.01
+
   private func improveRanges(_ errors: inout [String: Double], _ start: Double) throws(ApusError) -> Int {
     try RangeSearch(
       study: study, report: { (done, total) throws(ApusError) in try report(done, total, start) }
@@ -183,7 +215,7 @@ struct PrecisionSearch {
     _ choice: [String: Precision], _ errors: Errors, _ uniform: [Uniform]
   ) -> [Raise] {
     func error(_ unit: Unit, _ precision: Precision) -> Double {
-      unit.layers.reduce(0) { $0 + (self.error($1.name, precision, errors, uniform) ?? .infinity) }
+      unit.layers.reduce(0) { $0 + (self.error($1.name, precision, errors) ?? .infinity) }
     }
     var raises: [Raise] = []
     for unit in units {
@@ -201,17 +233,9 @@ struct PrecisionSearch {
     return raises.sorted { $0.gain * $1.cost > $1.gain * $0.cost }
   }
 
-  /// The error energy of a layer; nil when it was not measured. What floats add is so little that all layers may
-  /// share it alike.
-  private func error(
-    _ layer: String, _ precision: Precision, _ errors: Errors, _ uniform: [Uniform]
-  ) -> Double? {
-    switch precision {
-    case .int8, .int4: errors[precision]?[layer]
-    default:
-      (uniform.first { $0.precision == precision }?.error.noise ?? 0)
-        / Double(max(1, study.layers.count))
-    }
+  /// The error energy of a layer; nil when it was not measured.
+  private func error(_ layer: String, _ precision: Precision, _ errors: Errors) -> Double? {
+    precision == .fp32 ? 0 : errors[precision]?[layer]
   }
 
   /// The times of layers in each of their precisions.
@@ -238,38 +262,50 @@ struct PrecisionSearch {
   }
 
   /// The shortest beginning of the steps with which the budget is kept.
+  ///
+  /// Measured of one engine the metric scatters, so that of many beginnings some would seem good or bad by chance:
+  /// the place where it meets the budget is read off a curve through all that were measured. From there steps
+  /// are taken one by one.
   private func shortest(
     _ raises: [Raise], _ choice: [String: Precision], _ start: Double
   ) throws(ApusError) -> ([String: Precision], (engine: Engine, error: OutputError)) {
+    let left = Self.left(after: raises)
+    if Knobs.debug.integer > 1 { print("DBG uniform", try verified(choice).error.noise, left[0])
+    for i in raises.indices { print("DBG raise", i, raises[i].layers, raises[i].precision, raises[i].gain, raises[i].cost) } }
     var (low, high) = (0, raises.count)
     var best = try verified(Self.raised(choice, by: raises[...]))
+    var curve = BudgetCurve()
+    func measure(_ place: Int) throws(ApusError) -> (engine: Engine, error: OutputError) {
+      try report(place, raises.count, start)
+      let candidate = try verified(Self.raised(choice, by: raises[..<place]))
+      print("DBG", place, left[place], candidate.error.noise, candidate.error.value(metric), candidate.error.classes.map { ($0.deviation, $0.expectedChanges, $0.expectedDrop) } as Any)
+      curve.add(noise: left[place], metric: candidate.error.value(metric))
+      return candidate
+    }
     while high - low > 1 {
       let middle = (low + high) / 2
-      let candidate = try verified(Self.raised(choice, by: raises[..<middle]))
-      if candidate.error.value(metric) <= budget {
-        (high, best) = (middle, candidate)
-      } else {
-        low = middle
-      }
-      try report(low, high, start)
+      if try measure(middle).error.value(metric) <= budget { high = middle } else { low = middle }
     }
-    // What the last steps took away may be more than was needed: the dearest are tried without.
-    var taken = Array(raises[..<high])
-    let dearest = taken.indices.sorted { taken[$0].cost > taken[$1].cost }.prefix(Self.returnLimit)
-    var returned: Set<Int> = []
-    for index in dearest {
-      let rest = taken.indices.filter { $0 != index && !returned.contains($0) }.map { taken[$0] }
-      let candidate = try verified(Self.raised(choice, by: rest[...]))
-      guard candidate.error.value(metric) <= budget else { continue }
-      returned.insert(index)
-      best = candidate
+    if let noise = curve.noise(at: budget) { high = left.firstIndex { $0 <= noise } ?? raises.count }
+    best = try measure(high)
+    while best.error.value(metric) > budget, high < raises.count {
+      high += 1
+      best = try measure(high)
     }
-    taken = taken.indices.filter { !returned.contains($0) }.map { taken[$0] }
-    return (Self.raised(choice, by: taken[...]), best)
+    while high > 0 {
+      let candidate = try measure(high - 1)
+      guard candidate.error.value(metric) <= budget else { break }
+      (high, best) = (high - 1, candidate)
+    }
+    return (Self.raised(choice, by: raises[..<high]), best)
   }
 
-  /// How many steps are tried to be taken back.
-  private static let returnLimit = 12
+  /// The error energy that steps yet to come would take away, after each beginning of them.
+  private static func left(after raises: [Raise]) -> [Double] {
+    var left = [0.0]
+    for raise in raises.reversed() { left.append(left[left.count - 1] + raise.gain) }
+    return left.reversed()
+  }
 
   /// A choice after steps towards single precision.
   private static func raised(_ choice: [String: Precision], by raises: ArraySlice<Raise>)
@@ -333,7 +369,7 @@ struct PrecisionSearch {
         record.seconds[candidate.precision.rawValue] = candidate.times[layer.name]
       }
       for precision in layer.choices where error.signal > 0 && !errors.isEmpty {
-        let own = self.error(layer.name, precision, errors, uniform)
+        let own = self.error(layer.name, precision, errors)
         if let own { record.errors[precision.rawValue] = own / error.signal }
       }
       let quickest = quickest[layer.name] ?? .fp32

@@ -43,6 +43,8 @@ package final class PrecisionStudy {
   /// Samples that were calibrated with, with the results in single precision.
   private var calibrated: [(inputs: [String: Tensor], exact: [Tensor])] = []
   private static let calibratedLimit = 96
+  /// Of these, those that ranges are compared on. All see the same, so that few are enough.
+  private static let comparedLimit = 64
 
   /// - Parameters:
   ///   - network: As it was imported.
@@ -152,8 +154,9 @@ package final class PrecisionStudy {
 
   /// The energy of an engine's error on samples that were calibrated with.
   package func calibratedNoise(of engine: Engine) throws(ApusError) -> Double {
-    let results = try Self.results(engine, calibrated.map(\.inputs))
-    return Self.difference(results, calibrated.map(\.exact)).noise
+    let compared = calibrated.prefix(Self.comparedLimit)
+    let results = try Self.results(engine, compared.map(\.inputs))
+    return Self.difference(results, compared.map(\.exact)).noise
   }
 
   /// The energies of results and of how they differ from others.

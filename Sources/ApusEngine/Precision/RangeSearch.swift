@@ -20,6 +20,7 @@ package struct RangeSearch {
   private static let tensorLimit = 20
   /// A step outwards or inwards, and how much better the results must be for it.
   private static let steps = [1.4, 0.72]
+  private static let fineSteps = [1.18, 0.85]
   private static let limits = 0.25...4.0
   private static let gain = 0.95
 
@@ -52,6 +53,14 @@ package struct RangeSearch {
           factor *= step
         }
         if best.noise < before { break }
+      }
+      let coarse = best.table
+      for step in Self.fineSteps {
+        study.table = Self.scaled(coarse, tensor.operands, by: step)
+        let noise = try noise(of: tensor)
+        guard noise < best.noise * Self.gain else { continue }
+        best = (noise, study.table)
+        break
       }
       study.table = best.table
       guard best.noise < before else { continue }

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusBase
+import ApusCalibration
 import ApusGraph
 import ApusOps
 import ApusTensor
@@ -17,8 +18,26 @@ public struct UseBFloat16: Pass {
   /// The products to round.
   public let layers: LayerChoice
 
+  /// What weights were seen to multiply, and weights that were rounded by it before; nil without calibration.
+  private let measured: (table: CalibrationTable, known: RoundedWeights)?
+  /// Whether channels are scaled as they were when they were measured.
+  private let isScaled: Bool
+
   /// Creates the pass.
-  public init(choosing layers: LayerChoice = .all) { self.layers = layers }
+  ///
+  /// - Parameters:
+  ///   - layers: The products to round.
+  ///   - table: What weights were seen to multiply.
+  ///   - isScaled: Whether `EqualizeChannels` ran with this table.
+  ///   - known: Weights that were rounded before, for one network and table.
+  public init(
+    choosing layers: LayerChoice = .all, _ table: CalibrationTable? = nil, isScaled: Bool = false,
+    known: RoundedWeights = RoundedWeights()
+  ) {
+    self.layers = layers
+    self.isScaled = isScaled
+    measured = table.map { ($0, known) }
+  }
 
   public func run(on graph: inout Graph, in context: PassContext) throws(ApusError) -> Int {
     var count = 0
@@ -53,13 +72,26 @@ public struct UseBFloat16: Pass {
     let left = cast(x)
     let factor =
       try graph[right].constant.map { weights throws(ApusError) in
-        patch.constant("\(node.name).weights", try weights.converted(to: .bfloat16))
+        patch.constant("\(node.name).weights", try self.rounded(weights, node))
       } ?? (right == x ? left : cast(right))
     let product = patch.add(op, [left, factor])
     patch.replace(node.outputs[0], with: try biased(product, node, rank: rank, &patch))
     try patch.apply(to: &graph)
     remember(isComputed ? [x, right] : [x], graph, &rounded)
     return true
+  }
+
+  /// The weights of a product, rounded so that their errors cancel where it is known how.
+  private func rounded(_ weights: Tensor, _ node: Node) throws(ApusError) -> Tensor {
+    if let conv = node.op as? Conv, conv.group > 1, weights.rank > 2, weights.shape[1] == 1 {
+      return try FloatRounding.depthwise(weights, dilations: conv.dilations)
+    }
+    guard let (table, known) = measured, let moments = table.moments[node.name], node.op is Conv || node.op is MatMul,
+      isScaled || table.scaling.inputs[node.name] == nil
+    else { return try weights.converted(to: .bfloat16) }
+    return try known.narrow(isScaled ? node.name : "\(node.name) unscaled") { () throws(ApusError) in
+      try FloatRounding.bfloat16(weights, axis: node.op is Conv ? 0 : 1, moments.rounding)
+    }
   }
 
   /// Notes what values were rounded to.

@@ -66,38 +66,38 @@ public struct ChannelGroups {
         tops[root] = max(tops[root] ?? 0, floor * 1024)
       }
     }
-    func exponent(_ element: Int) -> Int {
+    func steps(_ element: Int) -> Int {
       let root = root(element)
       guard !isFixed[root], let magnitude = wanted[root], magnitude > 0 else { return 0 }
       guard let weight = weights[root] else {
         guard isReadAlone[root], let top = tops[root] else { return 0 }
-        return -min(Self.mostBits, Int((top / magnitude).exponent))
+        return -min(ChannelScaling.perOctave * Self.mostBits, ChannelScaling.steps(in: top / magnitude))
       }
       guard balancing, weight > 0 else { return 0 }
-      // The square root of the ratio balances both: half its logarithm.
-      let ratio = Double((magnitude / weight).exponent) + (magnitude / weight).significand - 1
-      return min(24, max(-24, Int((ratio / 2).rounded())))
+      // The square root of the ratio balances both.
+      let most = 24 * ChannelScaling.perOctave
+      return min(most, max(-most, ChannelScaling.steps(in: (magnitude / weight).squareRoot())))
     }
     var result = ChannelScaling()
     for id in graph.nodes {
       let node = graph[id]
       if Self.isProduct(node, graph) || Self.shift(node, graph) != nil
         || Self.limits(node, graph) != nil,
-        let exponents = exponents(node.outputs[0], exponent)
+        let steps = scales(of: node.outputs[0], steps)
       {
-        result.outputs[node.name] = exponents
+        result.outputs[node.name] = steps
       }
-      if Self.isProduct(node, graph), let x = node.inputs[0], let exponents = exponents(x, exponent) {
-        result.inputs[node.name] = exponents
+      if Self.isProduct(node, graph), let x = node.inputs[0], let steps = scales(of: x, steps) {
+        result.inputs[node.name] = steps
       }
     }
     return result
   }
 
-  /// The exponents of a tensor's channels; nil when all are zero.
-  private func exponents(_ value: ValueID, _ exponent: (Int) -> Int) -> [Int]? {
+  /// The steps of a tensor's channels; nil when all are zero.
+  private func scales(of value: ValueID, _ steps: (Int) -> Int) -> [Int]? {
     guard let start = starts[value], let count = channelCount(value) else { return nil }
-    let result = (start..<start + count).map(exponent)
+    let result = (start..<start + count).map(steps)
     return result.contains { $0 != 0 } ? result : nil
   }
 

@@ -7,11 +7,11 @@ import ApusGraph
 import ApusOps
 import ApusTensor
 
-/// Moves powers of two from the channels of tensors into the weights around them, as `ChannelGroups`
-/// found they may be: results stay what they were.
+/// Moves factors from the channels of tensors into the weights around them, as `ChannelGroups` found they may be:
+/// results stay what they were, but for the last bits.
 public struct EqualizeChannels: Pass {
   public let name = "EqualizeChannels"
-  /// The powers.
+  /// The factors.
   public let scaling: ChannelScaling
 
   /// Creates the pass.
@@ -37,10 +37,6 @@ public struct EqualizeChannels: Pass {
     return count
   }
 
-  private static func power(_ exponent: Int) -> Float {
-    Float(sign: .plus, exponent: exponent, significand: 1)
-  }
-
   private func scaleWeights(_ id: NodeID, _ down: [Int]?, _ up: [Int]?, _ graph: inout Graph)
     throws(ApusError)
   {
@@ -55,8 +51,8 @@ public struct EqualizeChannels: Pass {
     }
     var values = weights.floats()
     for index in values.indices {
-      let exponent = (up?[place.input(of: index)] ?? 0) - (down?[place.output(of: index)] ?? 0)
-      if exponent != 0 { values[index] *= Self.power(exponent) }
+      let steps = (up?[place.input(of: index)] ?? 0) - (down?[place.output(of: index)] ?? 0)
+      if steps != 0 { values[index] *= ChannelScaling.factor(steps) }
     }
     let scaled = graph.addConstant(
       graph.uniqueName("\(node.name).equalized"), try Tensor(values, shape: weights.shape))
@@ -74,7 +70,7 @@ public struct EqualizeChannels: Pass {
     for (index, limit) in [limits.low, limits.high].enumerated() {
       // Zero is zero for all channels.
       guard let limit, limit != 0 else { continue }
-      let values = down.map { Float(limit) * Self.power(-$0) }
+      let values = down.map { Float(limit) * ChannelScaling.factor(-$0) }
       let constant = graph.addConstant(
         graph.uniqueName("\(graph[id].name).equalized_limit"), try Tensor(values, shape: shape))
       graph.setInput(id, index + 1, to: constant)
@@ -87,7 +83,7 @@ public struct EqualizeChannels: Pass {
   {
     let node = graph[id]
     guard let constant = node.inputs[index].flatMap({ graph[$0].constant }) else { return }
-    let values = zip(constant.floats(), down).map { $0 * Self.power(-$1) }
+    let values = zip(constant.floats(), down).map { $0 * ChannelScaling.factor(-$1) }
     let scaled = graph.addConstant(
       graph.uniqueName("\(node.name).equalized_bias"), try Tensor(values, shape: constant.shape))
     graph.setInput(id, index, to: scaled)

@@ -151,6 +151,7 @@ extension InsertQuantization {
 /// for one network, table and options.
 public final class RoundedWeights: Sendable {
   private let results = Mutex<[String: WeightQuantization.Result]>([:])
+  private let narrow = Mutex<[String: Tensor]>([:])
 
   /// None yet.
   public init() {}
@@ -162,6 +163,14 @@ public final class RoundedWeights: Sendable {
     if let known = results.withLock({ $0[node] }) { return known }
     let result = try round()
     results.withLock { $0[node] = result }
+    return result
+  }
+
+  /// The weights of a node in a narrower float type, rounded by `round` the first time.
+  func narrow(_ node: String, _ round: () throws(ApusError) -> Tensor) throws(ApusError) -> Tensor {
+    if let known = narrow.withLock({ $0[node] }) { return known }
+    let result = try round()
+    narrow.withLock { $0[node] = result }
     return result
   }
 }

@@ -270,15 +270,12 @@ struct PrecisionSearch {
     _ raises: [Raise], _ choice: [String: Precision], _ start: Double
   ) throws(ApusError) -> ([String: Precision], (engine: Engine, error: OutputError)) {
     let left = Self.left(after: raises)
-    if Knobs.debug.integer > 1 { print("DBG uniform", try verified(choice).error.noise, left[0])
-    for i in raises.indices { print("DBG raise", i, raises[i].layers, raises[i].precision, raises[i].gain, raises[i].cost) } }
     var (low, high) = (0, raises.count)
     var best = try verified(Self.raised(choice, by: raises[...]))
     var curve = BudgetCurve()
     func measure(_ place: Int) throws(ApusError) -> (engine: Engine, error: OutputError) {
       try report(place, raises.count, start)
       let candidate = try verified(Self.raised(choice, by: raises[..<place]))
-      print("DBG", place, left[place], candidate.error.noise, candidate.error.value(metric), candidate.error.classes.map { ($0.deviation, $0.expectedChanges, $0.expectedDrop) } as Any)
       curve.add(noise: left[place], metric: candidate.error.value(metric))
       return candidate
     }

@@ -201,27 +201,49 @@ package final class PrecisionStudy {
     return times.map { $0.sorted()[$0.count / 2] }
   }
 
-  /// The time of each layer with these precisions in seconds, by name, where no layers are joined: the least of several runs of its kernels. A kernel
-  /// belongs to the node it begins with; what it does for others behind it comes in any precision.
+  /// The time of each layer with these precisions in seconds, by name, where no layers are joined: the least of
+  /// several runs of its kernels. A kernel belongs to the layer it begins with; one that begins with none (pooling,
+  /// rounding an input) moves what the layer that reads it takes, so it is this layer's.
   func layerTimes(_ precisions: LayerPrecisions) throws(ApusError) -> [String: Double] {
     var builder = builder
     builder.joinsChains = false
     let engine = try builder.build(graph, precisions, backend, Clock.seconds)
     let inputs = try engine.sampleInputs(builder.configuration)
     let context = try engine.makeContext()
+    let layerOf = try layerOfNodes()
     var best: [Double] = []
     var owners: [String?] = []
-    var layerOf: [String: String] = [:]
-    for layer in layers { for source in layer.sources + [layer.name] { layerOf[source] = layer.name } }
     for _ in 0..<7 {
       let kernels = try context.profile(inputs)
-      if owners.isEmpty { owners = kernels.map { $0.sources.first.flatMap { layerOf[$0] } } }
+      if owners.isEmpty { owners = kernels.map { $0.sources.first.flatMap { Self.owner($0, layerOf) } } }
       let seconds = kernels.map(\.seconds)
       best = best.isEmpty ? seconds : zip(best, seconds).map { min($0, $1) }
     }
     var result: [String: Double] = [:]
     for (owner, seconds) in zip(owners, best) { if let owner { result[owner, default: 0] += seconds } }
     return result
+  }
+
+  /// The layer that a kernel's first node belongs to. Nodes that rounding adds are called after the value they round:
+  /// `input.quantize`.
+  private static func owner(_ node: String, _ layerOf: [String: String]) -> String? {
+    layerOf[node] ?? node.lastIndex(of: ".").flatMap { layerOf[String(node[..<$0])] }
+  }
+
+  /// Layers by the names of their nodes, of nodes whose results only they read, and of the values they round.
+  private func layerOfNodes() throws(ApusError) -> [String: String] {
+    var layerOf: [String: String] = [:]
+    for layer in layers {
+      if let operand = layer.rounded?.operand, layerOf[operand] == nil { layerOf[operand] = layer.name }
+    }
+    for layer in layers { for source in layer.sources + [layer.name] { layerOf[source] = layer.name } }
+    for id in try graph.topologicalOrder().reversed() {
+      let node = graph[id]
+      let readers = Set(node.outputs.flatMap { graph[$0].consumers }.map { layerOf[graph[$0].name] })
+      guard layerOf[node.name] == nil, readers.count == 1, let reader = readers.first ?? nil else { continue }
+      for source in node.sources + [node.name] where layerOf[source] == nil { layerOf[source] = reader }
+    }
+    return layerOf
   }
 
   /// The results of an engine, batch by batch.

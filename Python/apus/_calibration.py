@@ -86,8 +86,8 @@ def calibration_options(model, directory, calibration, options):
         yield {}
     elif isinstance(calibration, (str, os.PathLike)):
         yield {"calibration": calibration}
-    elif options.get("precision") == "auto":
-        # Some batches are set aside and read again: they must be somewhere.
+    elif options.get("precision") == "auto" or str(options.get("refine_ranges")).lower() == "true":
+        # Batches are read again: they must be somewhere.
         with tempfile.TemporaryDirectory() as folder:
             for index, batch in enumerate(calibration):
                 numpy.savez(pathlib.Path(folder) / f"{index:08}.npz", **batch)

@@ -27,6 +27,9 @@ struct BuildOptions: ParsableArguments {
   @Option(help: "File with the ranges found: used when it exists, else written.")
   var calibrationCache: String?
 
+  @Option(help: "Whether the ranges to blame for most of the error are searched by what they do to the results: true or false.")
+  var refineRanges: String?
+
   @Flag(help: "Leave calibration files out that cannot be used, with a warning.")
   var skipBadCalibrationFiles = false
 
@@ -93,7 +96,7 @@ struct BuildOptions: ParsableArguments {
       ("device", device), ("precision", precision), ("calibration", calibration),
       ("preprocess", preprocess), ("calibrator", calibrator), ("calibration-cache", calibrationCache),
       ("accuracy-budget", accuracyBudget), ("accuracy-metric", accuracyMetric), ("labels", labels),
-      ("weight-clipping", weightClipping), ("bias-correction", biasCorrection),
+      ("refine-ranges", refineRanges), ("weight-clipping", weightClipping), ("bias-correction", biasCorrection),
       ("rounding-correction", roundingCorrection),
       ("equalize", equalize), ("int4-group", int4Group.map { "\($0)" }),
       ("skip-bad-calibration-files", skipBadCalibrationFiles ? "true" : nil), ("threads", threads.map { "\($0)" }),

@@ -37,6 +37,8 @@ public struct CalibrationTable: Sendable, Hashable {
   public var modelHash: UInt64
   /// How many samples were seen.
   public var sampleCount: Int
+  /// Whether ranges were searched again by what they do to the results.
+  public var isRefined = false
   /// Whether the samples were random numbers, which say nothing about accuracy.
   public var isRandom: Bool
 
@@ -59,7 +61,7 @@ public struct CalibrationTable: Sendable, Hashable {
   /// their own, then second moments by products; sorted, so that equal tables are equal files.
   public var text: String {
     var lines = [
-      Self.header, "model\t\(Checksum.hex(modelHash))", "calibrator\t\(calibrator)",
+      Self.header, "model\t\(Checksum.hex(modelHash))", "calibrator\t\(calibrator)\(isRefined ? "\trefined" : "")",
       "samples\t\(sampleCount)\(isRandom ? "\trandom" : "")",
     ]
     lines += entries.map { name, entry in
@@ -104,9 +106,10 @@ public struct CalibrationTable: Sendable, Hashable {
     case ("model", 2):
       guard let hash = UInt64(fields[1], radix: 16) else { return false }
       modelHash = hash
-    case ("calibrator", 2):
-      guard let known = Calibrator(fields[1]) else { return false }
+    case ("calibrator", 2...3):
+      guard let known = Calibrator(fields[1]), fields.count == 2 || fields[2] == "refined" else { return false }
       calibrator = known
+      isRefined = fields.count == 3
     case ("samples", 2...3):
       guard let count = Int(fields[1]), count >= 0 else { return false }
       sampleCount = count

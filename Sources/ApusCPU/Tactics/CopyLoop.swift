@@ -33,6 +33,61 @@ struct CopyLoop: Sendable {
   /// The number of independent tasks.
   let taskCount: Int
 
+  /// What lies between the runs that are copied is filled with a byte.
+  struct Gaps: Sendable {
+    let byte: UInt8
+    /// Where the first run begins and the result ends, in bytes from the result's start.
+    let first: Int
+    let end: Int
+  }
+
+  /// Whether runs are copied from the first to the last place of the target, so that each can fill what lies before
+  /// the next.
+  var isAscending: Bool {
+    guard case .runs = body, outerCount > 0, rows > 0 else { return false }
+    var extent = columns * elementSize
+    for (size, step) in zip(outerSizes + [rows], outerTarget + [rowTarget]).reversed() where size > 1 {
+      guard step >= extent else { return false }
+      extent += (size - 1) * step
+    }
+    return true
+  }
+
+  /// Copies a task's runs and fills what lies behind each; the first also fills what lies before it.
+  func run(
+    _ task: Int, _ source: UnsafeRawPointer, _ target: UnsafeMutableRawPointer, filling gaps: Gaps
+  ) {
+    let blocks = (rows + rowsPerTask - 1) / rowsPerTask
+    let outer = task / blocks
+    let first = task % blocks * rowsPerTask
+    let (from, to) = (source + offset(outer, outerSource), target + offset(outer, outerTarget))
+    let bytes = columns * elementSize
+    func fill(_ start: UnsafeMutableRawPointer, _ count: Int) {
+      start.initializeMemory(as: UInt8.self, repeating: gaps.byte, count: count)
+    }
+    if task == 0 { fill(target - gaps.first, gaps.first) }
+    for row in first..<min(rows, first + rowsPerTask) {
+      let start = to + row * rowTarget
+      start.copyMemory(from: from + row * rowSource, byteCount: bytes)
+      let next =
+        row + 1 < rows
+        ? start + rowTarget
+        : outer + 1 < outerCount
+          ? target + offset(outer + 1, outerTarget) : target - gaps.first + gaps.end
+      fill(start + bytes, next - start - bytes)
+    }
+  }
+
+  /// The offset of an outer index, counted over all outer axes.
+  private func offset(_ index: Int, _ steps: [Int]) -> Int {
+    var (rest, offset) = (index, 0)
+    for axis in outerSizes.indices.reversed() {
+      offset += rest % outerSizes[axis] * steps[axis]
+      rest /= outerSizes[axis]
+    }
+    return offset
+  }
+
   init(_ copy: CopyPlan.Copy, elementSize: Int) {
     self.elementSize = elementSize
     var axes = copy.sizes.indices.map { axis in
@@ -76,17 +131,10 @@ struct CopyLoop: Sendable {
   /// Runs one task.
   func run(_ task: Int, _ source: UnsafeRawPointer, _ target: UnsafeMutableRawPointer) {
     let blocks = (rows + rowsPerTask - 1) / rowsPerTask
-    var outer = task / blocks
+    let outer = task / blocks
     let first = task % blocks * rowsPerTask
     let last = min(rows, first + rowsPerTask)
-    var from = source
-    var to = target
-    for axis in outerSizes.indices.reversed() {
-      let index = outer % outerSizes[axis]
-      outer /= outerSizes[axis]
-      from += index * outerSource[axis]
-      to += index * outerTarget[axis]
-    }
+    let (from, to) = (source + offset(outer, outerSource), target + offset(outer, outerTarget))
     switch body {
     case .runs:
       for row in first..<last {

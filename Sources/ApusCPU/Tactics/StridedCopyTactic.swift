@@ -110,6 +110,8 @@ struct StridedCopyKernel: Kernel {
   private let pool: ThreadPool
   private let loops: [CopyLoop]
   private let fill: [UInt8]?
+  /// Set where the one copy fills what it leaves between its runs.
+  private let gaps: CopyLoop.Gaps?
 
   var workspaceByteCount: Int { 0 }
 
@@ -122,18 +124,30 @@ struct StridedCopyKernel: Kernel {
     self.outputByteCounts = outputByteCounts
     self.pool = pool
     loops = plan.copies.map { CopyLoop($0, elementSize: elementSize) }
-    fill = plan.fill.map { Array($0.bytes) }
+    let fill = plan.fill.map { Array($0.bytes) }
+    self.fill = fill
+    gaps =
+      if let byte = fill?.first, fill?.allSatisfy({ $0 == byte }) ?? false, loops.count == 1, loops[0].isAscending {
+        CopyLoop.Gaps(
+          byte: byte, first: plan.copies[0].targetOffset * elementSize, end: outputByteCounts[0])
+      } else { nil }
   }
 
   func launch(_ arguments: UnsafePointer<DeviceAddress>, on stream: any ExecutionStream)
     throws(ApusError)
   {
-    if let fill { fillResult(arguments[inputCount].mutablePointer, fill) }
+    if let fill, gaps == nil { fillResult(arguments[inputCount].mutablePointer, fill) }
     for (index, loop) in loops.enumerated() {
       let copy = plan.copies[index]
       let source = arguments[copy.input].pointer + copy.sourceOffset * elementSize
       let target =
         arguments[inputCount + copy.output].mutablePointer + copy.targetOffset * elementSize
+      if let gaps {
+        pool.parallelFor(loop.taskCount, (loop, source, target, gaps)) { copy, task in
+          copy.0.run(task, copy.1, copy.2, filling: copy.3)
+        }
+        continue
+      }
       pool.parallelFor(loop.taskCount, (loop, source, target)) { copy, task in
         copy.0.run(task, copy.1, copy.2)
       }

@@ -42,6 +42,7 @@ extension BuilderConfiguration {
         throw OptionText.unusable(option, text, "entropy, minmax, percentile, percentile:P or mse")
       }
       chosenCalibrator = known
+    case "refine-ranges": refinesRanges = try OptionText.flag(option, text)
     case "accuracy-budget": accuracyBudget = try OptionText.positive(option, text)
     case "accuracy-metric": accuracyMetric = try OptionText.choice(option, text)
     case "labels": labelsPath = text
@@ -64,7 +65,7 @@ extension BuilderConfiguration {
   public static let optionNames = [
     "device", "precision", "threads", "batch", "shape", "workspace", "timing-cache", "level",
     "time-budget", "optimize", "calibration", "preprocess", "calibrator", "calibration-cache", "calibration-table",
-    "skip-bad-calibration-files", "weight-clipping", "bias-correction",
+    "skip-bad-calibration-files", "refine-ranges", "weight-clipping", "bias-correction",
     "rounding-correction", "equalize", "int4-group",
     "layer-precision", "accuracy-budget", "accuracy-metric", "labels",
   ]

@@ -56,6 +56,9 @@ public struct BuilderConfiguration: Sendable {
   public var calibrationCachePath: String?
   /// Ranges that were found already; they go before data and cache.
   public var calibrationTable: CalibrationTable?
+  /// Whether the ranges of tensors to blame for most of the error are searched again by what they do to the results,
+  /// which takes some minutes.
+  public var refinesRanges = false
   /// Whether calibration files that cannot be used are left out with a warning.
   public var skipsBadCalibrationFiles = false
   /// What precision `auto` may cost, in units of `accuracyMetric`.

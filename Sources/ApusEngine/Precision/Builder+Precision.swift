@@ -35,9 +35,38 @@ extension Builder {
       Log.warning("this device has no instructions for int8: what is to be int8 computes in fp32")
     }
     result.table = try calibrationTable(for: network)
+    if configuration.refinesRanges, let table = result.table, !table.isRefined, !table.isRandom,
+      traits.fastTypes.contains(.int8)
+    {
+      result.table = try refined(table, for: network)
+    }
     guard result.table != nil || isQuantized(network) else { throw Self.withoutData("precision 'int8'") }
     result.notes = result.table.map(Self.notes) ?? []
     return (result, self)
+  }
+
+  /// The ranges, those to blame for most of the error being searched again; its cache then keeps them.
+  private func refined(_ table: CalibrationTable, for network: Graph) throws(ApusError) -> CalibrationTable {
+    guard let source = configuration.calibration else { throw Self.withoutData("refining ranges") }
+    let study = try PrecisionStudy(network, self, table, HeldOutSamples())
+    try study.observe(
+      OtherSamples(
+        source: source, inputs: Engine.Binding.inputs(of: network), configuration: configuration,
+        allLabels: nil))
+    let start = Clock.seconds
+    let search = RangeSearch(study: study) { (done, total) throws(ApusError) in
+      let goesOn = progress?(
+        BuildProgress(
+          phase: "ranges", done: done, total: total, timed: 0, elapsedSeconds: Clock.seconds - start,
+          remainingSeconds: nil))
+      if goesOn == false { throw ApusError(.cancelled, "the search for ranges was cancelled") }
+    }
+    var errors = try search.errors()
+    _ = try search.run(&errors)
+    var result = study.table
+    result.isRefined = true
+    if let path = configuration.calibrationCachePath { try result.save(path) }
+    return result
   }
 
   private func isQuantized(_ network: Graph) -> Bool {

@@ -31,6 +31,18 @@ package struct RangeSearch {
     self.report = report
   }
 
+  /// The error energy of each layer in int8, alone with those that read the same tensor.
+  package func errors() throws(ApusError) -> [String: Double] {
+    let tensors = rangedTensors()
+    var errors: [String: Double] = [:]
+    for (index, tensor) in tensors.enumerated() {
+      try report(index, 2 * tensors.count)
+      let noise = try noise(of: tensor)
+      for layer in tensor.layers { errors[layer] = noise / Double(tensor.layers.count) }
+    }
+    return errors
+  }
+
   /// Improves the study's ranges.
   ///
   /// - Parameter errors: The error energy of each layer in int8; corrected for what was gained.
@@ -77,18 +89,34 @@ package struct RangeSearch {
     var error = 0.0
   }
 
-  private func worstTensors(_ errors: [String: Double]) -> [RangedTensor] {
-    var tensors: [String: RangedTensor] = [:]
+  /// The ranges that one number can change, in the order of the layers that read them.
+  private func rangedTensors() -> [RangedTensor] {
+    var tensors: [RangedTensor] = []
+    var known: [String: Int] = [:]
     for layer in study.layers {
-      guard let rounded = layer.rounded, let error = errors[layer.name],
+      guard let rounded = layer.rounded,
         study.table.entries[rounded.operand]?.channelRanges.isEmpty ?? true
       else { continue }
-      tensors[rounded.range, default: RangedTensor()].operands.insert(rounded.operand)
-      tensors[rounded.range]?.layers.append(layer.name)
-      tensors[rounded.range]?.error += error
+      if known[rounded.range] == nil {
+        known[rounded.range] = tensors.count
+        tensors.append(RangedTensor())
+      }
+      guard let index = known[rounded.range] else { continue }
+      tensors[index].operands.insert(rounded.operand)
+      tensors[index].layers.append(layer.name)
     }
-    let total = tensors.values.reduce(0) { $0 + $1.error }
-    let sorted = tensors.sorted { ($1.value.error, $0.key) < ($0.value.error, $1.key) }.map(\.value)
+    return tensors
+  }
+
+  private func worstTensors(_ errors: [String: Double]) -> [RangedTensor] {
+    var tensors = rangedTensors()
+    for index in tensors.indices {
+      tensors[index].error = tensors[index].layers.reduce(0) { $0 + (errors[$1] ?? 0) }
+    }
+    let total = tensors.reduce(0) { $0 + $1.error }
+    let sorted = tensors.enumerated().sorted { a, b in
+      a.element.error == b.element.error ? a.offset < b.offset : a.element.error > b.element.error
+    }.map(\.element)
     var (sum, count) = (0.0, 0)
     while count < min(sorted.count, Self.tensorLimit), sum < Self.share * total {
       sum += sorted[count].error

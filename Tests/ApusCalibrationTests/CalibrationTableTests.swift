@@ -15,6 +15,7 @@ import Testing
           range: ActivationRange(lower: -2, upper: 6),
           channelRanges: [ActivationRange(lower: -2, upper: 4.5), ActivationRange(lower: 0, upper: 6)]),
       ], calibrator: .percentile(99.9), modelHash: 0xfeed_beef, sampleCount: 12, isRandom: true)
+    table.isRefined = true
     table.scaling.outputs["conv"] = [0, -3, 2]
     table.scaling.inputs["next"] = [0, -3, 2]
     return table
@@ -45,6 +46,19 @@ import Testing
         try CalibrationTable(parsing: "apus calibration cache 2\n\(line)\n")
       }
     }
+  }
+
+  @Test func channelsAreScaledByNumbersOfThreeBits() throws {
+    for ratio in [1.0, 1.1, 1.25, 1.3, 1.99, 2, 2.6, 3.5, 7.9, 8, 1000] {
+      let steps = ChannelScaling.steps(in: ratio)
+      #expect(Double(ChannelScaling.factor(steps)) <= ratio && Double(ChannelScaling.factor(steps + 1)) > ratio)
+      #expect(abs(ChannelScaling.factor(-steps) * ChannelScaling.factor(steps) - 1) < 1e-6)
+      // The limit of ReLU6 stays exact in bf16.
+      let limit = 6 * ChannelScaling.factor(steps)
+      #expect(try Tensor([limit], shape: [1]).converted(to: .bfloat16).floats() == [limit])
+    }
+    #expect(ChannelScaling.steps(in: 0) == 0 && ChannelScaling.steps(in: .nan) == 0)
+    #expect(ChannelScaling.steps(in: .infinity) == 0)
   }
 
   @Test func zeroIsExact() {

@@ -84,6 +84,51 @@ import Testing
     #expect(after < 0.2 * before && abs(errors[layer]! - after) < 1e-6 * before, "\(after) of \(before)")
   }
 
+  /// A cache with a spoilt range is good again once its ranges were searched again, and is kept so.
+  @Test func rangesAreRefinedForInt8() throws {
+    let graph = try QuantizableNetwork.graph()
+    var configuration = configuration(try archive(48))
+    configuration.precision = .int8
+    guard try Builder(configuration).device().fastTypes.contains(.int8) else { return }
+    let cache = FileManager.default.temporaryDirectory.path + "/apus-ranges-\(UInt64.random(in: 0 ... .max)).cache"
+    defer { try? FileManager.default.removeItem(atPath: cache) }
+    configuration.calibrationCachePath = cache
+    let good = try noise(Builder(configuration).build(graph), graph)
+    var table = try #require(try CalibrationTable.load(cache))
+    #expect(!table.isRefined)
+    let name = try #require(table.entries.keys.sorted().first)
+    let range = try #require(table.entries[name]?.range)
+    table.entries[name]?.range = ActivationRange(lower: range.lower * 0.3, upper: range.upper * 0.3)
+    try table.save(cache)
+    let spoilt = try noise(Builder(configuration).build(graph), graph)
+    configuration.refinesRanges = true
+    let engine = try Builder(configuration).build(graph)
+    let refined = try noise(engine, graph)
+    #expect(refined < 0.2 * spoilt, "\(good), spoilt \(spoilt), refined \(refined)")
+    #expect(try CalibrationTable.load(cache)?.isRefined == true && engine.report.calibration?.isRefined == true)
+    // The cache is enough now; without it the samples are needed.
+    configuration.calibration = nil
+    #expect(try noise(Builder(configuration).build(graph), graph) == refined)
+    table.isRefined = false
+    try table.save(cache)
+    let error = #expect(throws: ApusError.self) { try Builder(configuration).build(graph) }
+    #expect(error?.hint?.contains("--calibration") == true)
+  }
+
+  @Test func theBudgetIsReadOffWhatWasMeasured() throws {
+    for exponent in [0.5, 1.0] {
+      var curve = BudgetCurve()
+      #expect(curve.noise(at: 1) == nil)
+      for (index, noise) in [400.0, 40, 120, 70, 55].enumerated() {
+        curve.add(noise: noise, metric: 0.01 * pow(noise, exponent) * (index % 2 == 0 ? 1.03 : 0.97))
+      }
+      curve.add(noise: 0, metric: 0.5)
+      curve.add(noise: .infinity, metric: .nan)
+      let found = try #require(curve.noise(at: 0.01 * pow(64, exponent)))
+      #expect(abs(found / 64 - 1) < 0.1, "\(found)")
+    }
+  }
+
   @Test func wordsAndFilesThatDoNotFitAreErrors() throws {
     let graph = try QuantizableNetwork.graph()
     let few = configuration(try archive(2))

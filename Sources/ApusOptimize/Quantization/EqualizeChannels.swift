@@ -51,8 +51,8 @@ public struct EqualizeChannels: Pass {
     }
     var values = weights.floats()
     for index in values.indices {
-      let steps = (up?[place.input(of: index)] ?? 0) - (down?[place.output(of: index)] ?? 0)
-      if steps != 0 { values[index] *= ChannelScaling.factor(steps) }
+      if let up { values[index] *= ChannelScaling.factor(up[place.input(of: index)]) }
+      if let down { values[index] *= ChannelScaling.factor(-down[place.output(of: index)]) }
     }
     let scaled = graph.addConstant(
       graph.uniqueName("\(node.name).equalized"), try Tensor(values, shape: weights.shape))

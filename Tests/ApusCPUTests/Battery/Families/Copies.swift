@@ -43,6 +43,14 @@ enum Copies: ProblemFamily {
           try integers([-1, 2]),
         ]),
       try make.problem(Pad(), [x, try integers([0, 1, 2, 1, 0, 3])]),
+    ] + (try [0, 1, 3].map { fill in
+      try make.problem(
+        Pad(),
+        [
+          try make.operand(type, [2, 3, 5, width]), try integers([0, 1, 1, 2, 1, 0, 3, 1]),
+          ProblemMaker.Operand(tensor: try Tensor([Int64(fill)], type, shape: []), isConstant: true),
+        ])
+    }) + [
       try make.problem(
         Pad(mode: .reflect),
         [try make.operand(type, [3, 5, width]), try integers([1, 2, 0, 1, 3, 0])]),

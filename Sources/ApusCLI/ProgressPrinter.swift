@@ -4,17 +4,30 @@
 import Apus
 import Synchronization
 
-/// Shows the progress of a build that takes over a second.
+/// Shows the progress of a build that takes over a second, and ends it early when it is interrupted.
 final class ProgressPrinter: Sendable {
   private let lastShown = Mutex(0.0)
   private let start = Clock.seconds
+  private let saidWhy = Mutex(false)
+
+  init() { Interrupt.listen() }
 
   /// The handler to give to a builder.
   var handler: ProgressHandler {
     { progress in
       self.show(progress)
-      return true
+      guard Interrupt.isRequested else { return true }
+      self.sayWhy()
+      return false
     }
+  }
+
+  private func sayWhy() {
+    let isFirst = saidWhy.withLock { said in
+      defer { said = true }
+      return !said
+    }
+    if isFirst { Terminal.error("interrupted: what was found so far is kept; again to stop at once") }
   }
 
   private func show(_ progress: BuildProgress) {

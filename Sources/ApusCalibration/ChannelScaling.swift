@@ -35,7 +35,7 @@ public struct ChannelScaling: Sendable, Hashable {
   }
 
   /// The lines of a calibration cache.
-  var lines: [String] {
+  package var lines: [String] {
     func line(_ kind: String, _ entry: (key: String, value: [Int])) -> String {
       "\(kind)\t\(entry.key)\t\(entry.value.map { "\($0)" }.joined(separator: " "))"
     }
@@ -43,7 +43,7 @@ public struct ChannelScaling: Sendable, Hashable {
   }
 
   /// Reads a line; false when it is damaged.
-  mutating func read(_ kind: String, _ name: String, _ text: String) -> Bool {
+  package mutating func read(_ kind: String, _ name: String, _ text: String) -> Bool {
     let steps = text.split(separator: " ").map { Int($0) }
     let limit = 64 * Self.perOctave
     guard steps.allSatisfy({ $0.map { (-limit...limit).contains($0) } ?? false }) else { return false }

@@ -273,7 +273,7 @@ import Testing
     let first = try Calibration(graph, quick)
     for seed in 1...3 { try first.add(try QuantizableNetwork.batch(1, seed: UInt64(seed))) }
     let state = "\(folder)/state"
-    try FileIO.write(text: first.stateText, to: state)
+    try FileIO.write(text: try #require(first.stateText), to: state)
     let resumed = try Calibration(graph, quick)
     try resumed.add(contentsOf: source, statePath: state)
     let whole = try Calibration(graph, quick)
@@ -281,9 +281,34 @@ import Testing
     #expect(try resumed.finish() == whole.finish())
     #expect(resumed.sampleCount == 6 && !FileManager.default.fileExists(atPath: state))
     // Other data is not mixed with it.
-    try FileIO.write(text: first.stateText, to: state)
+    try FileIO.write(text: try #require(first.stateText), to: state)
     try write(50, "2.npz", samples: 1)
     #expect(throws: ApusError.self) { try Calibration(graph, quick).add(contentsOf: source, statePath: state) }
+  }
+
+  /// Channels are scaled by what the first samples show: those that come after an interruption must be, too.
+  @Test func anInterruptedCalibrationKeepsItsScaling() throws {
+    let graph = try depthwiseNetwork()
+    func batch(_ seed: Int) throws -> [String: Tensor] {
+      ["x": try SmallNetworks.weights([8, 4, 12, 12], seed: UInt64(seed))]
+    }
+    for seed in 10...21 {
+      try NumPy.writeArchive([(name: "x", tensor: try batch(seed)["x"]!)], to: "\(folder)/\(seed).npz")
+    }
+    let source = try CalibrationSource(folder)
+    let first = try Calibration(graph, quick)
+    for seed in 10...14 { try first.add(try batch(seed)) }
+    #expect(first.stateText == nil)
+    for seed in 15...18 { try first.add(try batch(seed)) }
+    let text = try #require(first.stateText)
+    #expect(text.contains("\ndivide\t"))
+    let state = "\(folder)/state"
+    try FileIO.write(text: text, to: state)
+    let resumed = try Calibration(graph, quick)
+    try resumed.add(contentsOf: source, openBatch: 8, statePath: state)
+    let whole = try Calibration(graph, quick)
+    try whole.add(contentsOf: source, openBatch: 8)
+    #expect(try resumed.finish() == whole.finish())
   }
 
   @Test func sourcesAreToldApart() throws {

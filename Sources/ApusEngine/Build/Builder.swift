@@ -152,7 +152,10 @@ public struct Builder: Sendable {
     var timed = 0
     var cancelled = false
     for (index, entry) in problems.enumerated() {
-      if cancelled { break }
+      if cancelled {
+        report.notes.append("cancelled: \(index) of \(problems.count) problems are tuned, the others are estimated")
+        break
+      }
       let outcome = try tuner.tune(entry.problem)
       timed += outcome.timed
       selections.record(

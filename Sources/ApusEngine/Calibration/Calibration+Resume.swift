@@ -7,10 +7,11 @@ import ApusTensor
 
 /// What an interrupted calibration leaves beside its cache, so that the next one goes on from there.
 extension Calibration {
-  private static let header = "apus calibration state 2"
+  private static let header = "apus calibration state 3"
 
-  /// The state after the batches so far.
-  package var stateText: String {
+  /// The state after the batches so far; nil while it waits for more to decide how channels are scaled.
+  package var stateText: String? {
+    guard let scaling else { return nil }
     var lines = [
       Self.header, "model\t\(Checksum.hex(modelHash))",
       "seen\t\(batchCount)\t\(sampleCount)\t\(Checksum.hex(seen.value))",
@@ -21,6 +22,7 @@ extension Calibration {
       let channels = means.sums.indices.map { "\(means.sums[$0]):\(means.lower[$0]):\(means.upper[$0])" }
       return "means\t\(operand.name)\t\(means.count)\t\(channels.joined(separator: " "))"
     }
+    lines += scaling.lines
     lines += samplers.map { "rows\t\($0.node)\t\($0.text)" }
     return lines.joined(separator: "\n") + "\n"
   }
@@ -34,11 +36,14 @@ extension Calibration {
 
   /// Takes over the counts of a state; nil, with nothing changed, when it is damaged or of another
   /// network.
-  func restore(_ text: String) -> Progress? {
+  ///
+  /// - Throws: what building the scaled network throws.
+  func restore(_ text: String) throws(ApusError) -> Progress? {
     var histograms: [String: MagnitudeHistogram] = [:]
     var means: [String: ChannelMeans] = [:]
     var rows: [String: String] = [:]
     var progress: Progress?
+    var scaling = ChannelScaling()
     var lines = text.split(separator: "\n").map(String.init)[...]
     guard lines.popFirst() == Self.header else { return nil }
     for line in lines {
@@ -60,6 +65,8 @@ extension Calibration {
         means[fields[1]] = read
       case ("rows", 3):
         rows[fields[1]] = fields[2]
+      case ("divide", 3), ("multiply", 3):
+        guard scaling.read(fields[0], fields[1], fields[2]) else { return nil }
       default: return nil
       }
     }
@@ -70,6 +77,7 @@ extension Calibration {
     guard let progress, watched.allSatisfy({ histograms[$0.name] != nil }),
       operands.allSatisfy({ means[$0.name] != nil })
     else { return nil }
+    try scale(scaling)
     for index in watched.indices { watched[index].histogram = histograms[watched[index].name]! }
     for index in operands.indices { operands[index].means = means[operands[index].name]! }
     self.samplers = samplers

@@ -35,7 +35,7 @@ extension Calibration {
     preprocessing: ImagePreprocessing?, statePath: String?, progress: ProgressHandler?, where isWanted: (CalibrationBatch) -> Bool
   ) throws(ApusError) {
     var keeper = StateKeeper(path: statePath, interval: Self.savingInterval)
-    let known = keeper.restore(self)
+    let known = try keeper.restore(self)
     var passed = 0
     let start = Clock.seconds
     try source.forEachBatch(
@@ -49,7 +49,12 @@ extension Calibration {
       }
       try add(batch.inputs)
       try keeper.save(self)
-      try report(progress, batch, start)
+      guard report(progress, batch, start) else {
+        let isSaved = try keeper.saveNow(self)
+        throw ApusError(
+          .cancelled, "the calibration was cancelled after \(sampleCount) samples",
+          hint: isSaved ? "started again it goes on from there" : nil)
+      }
     }
     keeper.remove()
   }
@@ -67,17 +72,15 @@ extension Calibration {
     sampleCount = known.sampleCount
   }
 
-  private func report(_ progress: ProgressHandler?, _ batch: CalibrationBatch, _ start: Double)
-    throws(ApusError)
-  {
-    guard let progress else { return }
+  /// Whether it is to go on.
+  private func report(_ progress: ProgressHandler?, _ batch: CalibrationBatch, _ start: Double) -> Bool {
+    guard let progress else { return true }
     let spent = Clock.seconds - start
     let rest = spent / Double(batch.done) * Double(batch.total - batch.done)
-    let goesOn = progress(
+    return progress(
       BuildProgress(
         phase: "calibration", done: batch.done, total: batch.total, timed: 0, elapsedSeconds: spent,
         remainingSeconds: rest))
-    if !goesOn { throw ApusError(.cancelled, "the calibration was cancelled") }
   }
 }
 
@@ -93,15 +96,21 @@ private struct StateKeeper {
   }
 
   mutating func save(_ calibration: Calibration) throws(ApusError) {
-    guard let path, Clock.seconds - saved > interval else { return }
-    try FileIO.write(text: calibration.stateText, to: path)
+    if Clock.seconds - saved > interval { _ = try saveNow(calibration) }
+  }
+
+  /// Whether there is a state and a place for it.
+  mutating func saveNow(_ calibration: Calibration) throws(ApusError) -> Bool {
+    guard let path, let text = calibration.stateText else { return false }
+    try FileIO.write(text: text, to: path)
     saved = Clock.seconds
+    return true
   }
 
   /// What an earlier calibration left; nil when there is none, or it is of another network.
-  func restore(_ calibration: Calibration) -> Calibration.Progress? {
+  func restore(_ calibration: Calibration) throws(ApusError) -> Calibration.Progress? {
     guard let path, FileIO.exists(path), let bytes = try? FileIO.read(path) else { return nil }
-    let progress = calibration.restore(String(decoding: bytes, as: UTF8.self))
+    let progress = try calibration.restore(String(decoding: bytes, as: UTF8.self))
     if let progress {
       Log.info("calibration goes on after \(progress.sampleCount) samples")
     } else {

@@ -48,7 +48,7 @@ struct NarrowMaximumGenerator {
       a.vbroadcastss(magnitude, a.constant(words: [0x7FFF_7FFF]))
       a.vbroadcastss(shift, a.constant(words: [0x007F_007F]))
     }
-    let bytes = shape.channels * elementBytes
+    let bytes = shape.count * elementBytes
     if bytes / 64 > 0 {
       a.mov(.r13, bytes / 64)
       let loop = a.here()

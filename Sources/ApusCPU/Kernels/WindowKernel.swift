@@ -9,7 +9,7 @@ import ApusX86
 /// Generated code that slides a window over channels-last pixels, channel by channel: depthwise
 /// convolution, largest element, sum.
 ///
-/// A call computes some output pixels side by side, going over the channels in vectors; the number of window
+/// A call computes some output pixels side by side, going over channels in vectors; the number of window
 /// rows is an argument, the window columns of each pixel are fixed.
 package final class WindowKernel: Sendable {
   /// What is done with the elements of a window.
@@ -30,7 +30,10 @@ package final class WindowKernel: Sendable {
     package var vectors: Int
     /// Rows of a window that lies within the input; code for so many is laid out without a loop.
     package var fullRows: Int
+    /// Channels of a pixel.
     package var channels: Int
+    /// Those that a call computes.
+    package var count: Int
     /// Elements from one output pixel to the next.
     package var resultPitch: Int
     /// From the window of one output pixel to the next one's.
@@ -106,7 +109,7 @@ private struct WindowGenerator {
     width = isa.width
     let width = shape.isa.width
     var all = (0..<shape.isa.registerCount).map { Vec($0, width) }
-    tail = shape.isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast(), count: shape.channels % width.lanes)
+    tail = shape.isa == .avx512 ? .mask(Mask(7)) : .lanes(all.removeLast(), count: shape.count % width.lanes)
     registers = all
   }
 
@@ -124,7 +127,7 @@ private struct WindowGenerator {
     for index in 0..<shape.operands.count {
       a.mov(operandRegisters[index], Address(.rdi, 8 * (WindowKernel.Argument.operands + index)))
     }
-    let full = shape.channels / width.lanes
+    let full = shape.count / width.lanes
     let groups = full / shape.vectors
     if groups > 0 {
       a.mov(.r13, groups)
@@ -138,8 +141,8 @@ private struct WindowGenerator {
       try block(1, masked: false)
       advance(1)
     }
-    if shape.channels % width.lanes != 0 {
-      a.prepareTail(tail, count: shape.channels % width.lanes, scratch: .rbx)
+    if shape.count % width.lanes != 0 {
+      a.prepareTail(tail, count: shape.count % width.lanes, scratch: .rbx)
       try block(1, masked: true)
     }
     for register in [R64.r14, .r13, .r12, .rbp, .rbx] { a.pop(register) }

@@ -19,8 +19,8 @@ struct WindowAddresses {
 /// Windows that slide over channels-last pixels with every channel on its own: depthwise convolution
 /// (weights `[kernelHeight, kernelWidth, channels]`, used as they lie) and pooling.
 ///
-/// One call of generated code computes some output pixels side by side for all channels. Windows that
-/// reach outside the input are handled by starting from fewer window rows, and by code without the missing
+/// One call of generated code computes some output pixels side by side for a block of channels, or all. Blocks make
+/// the rows of input that windows share small enough for the first-level cache. Windows that reach outside the input are handled by starting from fewer window rows, and by code without the missing
 /// columns for the pixels at the left and right edge; the input is not copied.
 package final class WindowPlan: Sendable {
   /// What becomes of a window.
@@ -43,6 +43,8 @@ package final class WindowPlan: Sendable {
   /// Runs of output pixels in a row.
   private let runs: [Run]
   private let kernels: [WindowKernel]
+  /// Channels that are computed for all rows of a task before the next ones.
+  private let blocks: [Range<Int>]
   private let rowsPerTask: Int
   private let inputBytes: Int
   /// Bytes from one pixel of the input to the next.
@@ -57,15 +59,18 @@ package final class WindowPlan: Sendable {
     /// Window columns within the input of the first pixel; means have only runs where those of all are
     /// equal.
     var columns: Int
+    /// The kernels of a block of channels and of the last one.
     var kernel: Int
+    var lastKernel: Int
   }
 
   /// Plans windows; `shape` has as many output as input channels, its groups do not matter. `inputPitch` and
-  /// `resultPitch` are the elements from one pixel to the next where there are gaps between them.
+  /// `resultPitch` are the elements from one pixel to the next where there are gaps between them; `channelBlock` is
+  /// the channels that are computed before the next ones, nil for all.
   package init(
     _ mode: Mode, _ shape: ConvShape, isa: ISA = .current, epilogue: ScalarExpr = .input(0),
     operands: [EpilogueOperand] = [], types: ProductTypes = ProductTypes(),
-    inputType: DataType = .float32, inputPitch: Int? = nil, resultPitch: Int? = nil
+    inputType: DataType = .float32, inputPitch: Int? = nil, resultPitch: Int? = nil, channelBlock: Int? = nil
   ) throws(ApusError) {
     guard isa != .portable, shape.isValid, types.kind != .int8,
       ElementAccess.supports(inputType, isa), mode == .maximum || inputType.isFloat,
@@ -93,8 +98,10 @@ package final class WindowPlan: Sendable {
     resultBytes = ElementAccess.byteCount(types.result)
     operandBytes = types.operands.map(ElementAccess.byteCount)
     // Pixels side by side as far as accumulators, products and the epilogue's registers allow.
-    let vectors = (shape.inChannels + isa.lanes - 1) / isa.lanes
+    let vectors = (min(channelBlock ?? shape.inChannels, shape.inChannels) + isa.lanes - 1) / isa.lanes
     let (pixels, width) = isa == .avx512 ? (vectors == 1 ? 14 : 7, 2) : (vectors == 1 ? 6 : 3, 2)
+    let block = min(max(1, channelBlock ?? shape.inChannels), shape.inChannels)
+    blocks = stride(from: 0, to: shape.inChannels, by: block).map { $0..<min(shape.inChannels, $0 + block) }
     let inside = (0..<shape.outWidth).map { Self.columns(shape, $0) }
     let stretches = mode == .average ? Self.columnRuns(shape).map { $0.1 } : [shape.outWidth]
     var runs: [Run] = []
@@ -104,7 +111,7 @@ package final class WindowPlan: Sendable {
     for size in stretches.flatMap({ TiledMultiply.split($0, rows: pixels) }) {
       let window = WindowKernel.Shape(
         inside: Array(inside[first..<first + size]), vectors: min(width, vectors),
-        fullRows: shape.kernelHeight, channels: shape.inChannels,
+        fullRows: shape.kernelHeight, channels: shape.inChannels, count: block,
         resultPitch: pitch, pixelStep: shape.strideWidth * step,
         columnStep: shape.dilationWidth * step,
         weightRowStep: shape.kernelWidth * shape.inChannels * weightBytes,
@@ -112,11 +119,14 @@ package final class WindowPlan: Sendable {
         operation: operation, epilogue: epilogue, operands: operands,
         operandTypes: types.operands, resultType: types.result, inputType: inputType,
         weightType: weightType, isa: isa)
-      if known[window] == nil {
-        known[window] = kernels.count
-        kernels.append(try WindowKernel(window))
+      var last = window
+      last.count = blocks[blocks.count - 1].count
+      for shape in [window, last] where known[shape] == nil {
+        known[shape] = kernels.count
+        kernels.append(try WindowKernel(shape))
       }
-      runs.append(Run(x: first, columns: inside[first].count, kernel: known[window] ?? 0))
+      runs.append(
+        Run(x: first, columns: inside[first].count, kernel: known[window] ?? 0, lastKernel: known[last] ?? 0))
       first += size
     }
     self.runs = runs
@@ -125,6 +135,20 @@ package final class WindowPlan: Sendable {
       shape.outWidth * shape.outChannels * shape.kernelHeight * shape.kernelWidth)
     rowsPerTask = max(1, min(Int(500_000 / work), shape.outHeight / 4))
   }
+
+  /// Blocks of channels that are worth trying: those with which the input rows of a window fit into the first-level
+  /// cache, where all channels do not.
+  package static func channelBlocks(_ shape: ConvShape, elementBytes: Int) -> [Int] {
+    let channelBytes = max(1, min(shape.kernelHeight, shape.inHeight) * shape.inWidth * elementBytes)
+    let most = firstLevelBytes / channelBytes / blockUnit * blockUnit
+    guard most < shape.inChannels, shape.outHeight > 1 else { return [] }
+    return Set([most, most / 2 / blockUnit * blockUnit]).filter { $0 > 0 }.sorted(by: >)
+  }
+
+  /// Half of what first-level caches hold: results pass through it, too.
+  private static let firstLevelBytes = 24 << 10
+  /// Two vectors.
+  private static let blockUnit = 32
 
   /// Stretches of an output row: `(first pixel, pixels, window columns inside the input)`.
   static func columnRuns(_ shape: ConvShape) -> [(Int, Int, Range<Int>)] {
@@ -173,7 +197,12 @@ package final class WindowPlan: Sendable {
 
   /// Computes some rows of one image on the calling thread.
   func run(image: Int, rows: Range<Int>, _ addresses: WindowAddresses) {
+    for block in blocks { run(image: image, rows: rows, block, addresses) }
+  }
+
+  private func run(image: Int, rows: Range<Int>, _ block: Range<Int>, _ addresses: WindowAddresses) {
     let s = shape
+    let isLast = block.upperBound == s.inChannels
     let pixel = inputStep
     let words = WindowKernel.Argument.operands + operands.count
     withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { buffer in
@@ -187,21 +216,23 @@ package final class WindowPlan: Sendable {
           let left = run.x * s.strideWidth - s.padLeft
           let number = (image * s.outHeight + y) * s.outWidth + run.x
           arguments[WindowKernel.Argument.input] =
-            addresses.input &+ (line + left) * pixel
+            addresses.input &+ (line + left) * pixel + block.lowerBound * inputBytes
           arguments[WindowKernel.Argument.weights] =
             addresses.weights
-            + rows.lowerBound * s.kernelWidth * s.inChannels * weightBytes
-          arguments[WindowKernel.Argument.output] = addresses.output &+ number * resultPitch * resultBytes
+            + (rows.lowerBound * s.kernelWidth * s.inChannels + block.lowerBound) * weightBytes
+          arguments[WindowKernel.Argument.output] =
+            addresses.output &+ (number * resultPitch + block.lowerBound) * resultBytes
           arguments[WindowKernel.Argument.rows] = rows.count
           arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns)
           if let values = addresses.operands {
             for (index, kind) in operands.enumerated() {
               arguments[WindowKernel.Argument.operands + index] =
                 Int(bitPattern: values[index])
-                + (kind == .full ? number * s.outChannels * operandBytes[index] : 0)
+                + ((kind == .full ? number * s.outChannels : 0) + (kind == .scalar ? 0 : block.lowerBound))
+                * operandBytes[index]
             }
           }
-          kernels[run.kernel].code(arguments)
+          kernels[isLast ? run.lastKernel : run.kernel].code(arguments)
         }
       }
     }

@@ -26,6 +26,13 @@ struct DepthwiseTactic: Tactic {
     }
   }
 
+  func configurations(_ problem: Problem) -> [TacticConfiguration] {
+    guard case .success(let conv) = ConvProblem.read(problem) else { return [TacticConfiguration()] }
+    let bytes = conv.types.kind == .bfloat16 ? 2 : 4
+    return [TacticConfiguration()]
+      + WindowPlan.channelBlocks(conv.shape, elementBytes: bytes).map { ["channels": $0] }
+  }
+
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
     problem.cost.operations / 2e10
   }
@@ -40,7 +47,7 @@ struct DepthwiseTactic: Tactic {
       .depthwise, conv.shape, isa: isa, epilogue: conv.anchored.epilogue,
       operands: conv.anchored.extras, types: conv.types,
       inputType: conv.types.kind == .bfloat16 ? .bfloat16 : .float32,
-      inputPitch: conv.inputPitch, resultPitch: conv.resultPitch)
+      inputPitch: conv.inputPitch, resultPitch: conv.resultPitch, channelBlock: configuration["channels"])
     return WindowTacticKernel(
       plan: plan, weightArgument: 1, argumentCount: problem.inputs.count, extrasFrom: 2, pool: pool)
   }

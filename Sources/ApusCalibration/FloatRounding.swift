@@ -15,7 +15,7 @@ public enum FloatRounding {
   public static func bfloat16(_ weights: Tensor, axis: Int, _ rounding: RowRounding?) throws(ApusError)
     -> Tensor
   {
-    let channels = weights.shape[axis]
+    let channels = weights.shape.indices.contains(axis) ? weights.shape[axis] : 0
     let columns = channels == 0 ? 0 : weights.count / channels
     var values = weights.floats()
     guard let rounding, rounding.columnCount == columns, channels % rounding.blocks.count == 0,

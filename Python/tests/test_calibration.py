@@ -178,17 +178,37 @@ def test_auto_keeps_the_budget_and_says_why(small_model):
     assert all(layer["reason"] for layer in report["layers"])
 
 
-def test_blame_names_the_spoilt_layer(small_model):
-    calibration = apus.Calibration(small_model, level=0)
+def spoilt_table(model, factor):
+    """A calibration in which the range of tensor b is too small."""
+    calibration = apus.Calibration(model, level=0)
     for batch in batches(5):
         calibration.add(batch)
     lines = calibration.table().splitlines()
     for index, line in enumerate(lines):
         fields = line.split("\t")
         if fields[:2] == ["tensor", "b"]:
-            fields[3] = str(float(fields[3]) / 30)
+            fields[3] = str(float(fields[3]) / factor)
             lines[index] = "\t".join(fields)
-    table = "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def test_ranges_are_refined_with_an_iterator(small_model, tmp_path):
+    cache = tmp_path / "ranges.txt"
+    cache.write_text(spoilt_table(small_model, 3))
+    options = {"precision": "int8", "calibration_cache": cache, "level": 0}
+    spoilt = apus.build(small_model, **options)
+    if not any(kernel["problem"].count("u8") for kernel in spoilt.inspect()["kernels"]):
+        pytest.skip("this machine has no kernels on bytes")
+    refined = apus.build(small_model, calibration=batches(6), refine_ranges=True, **options)
+    assert relative_error(refined, small_model) < 0.5 * relative_error(spoilt, small_model)
+    assert "\trefined\n" in cache.read_text()
+    with pytest.raises(apus.ApusError, match="calibration data"):
+        cache.write_text(spoilt_table(small_model, 3))
+        apus.build(small_model, refine_ranges=True, **options)
+
+
+def test_blame_names_the_spoilt_layer(small_model):
+    table = spoilt_table(small_model, 30)
     engine = apus.build(small_model, precision="int8", calibration_table=table, level=0)
     if not any(kernel["problem"].count("u8") for kernel in engine.inspect()["kernels"]):
         pytest.skip("this machine has no kernels on bytes")

@@ -27,7 +27,7 @@ final class ProgressPrinter: Sendable {
       defer { said = true }
       return !said
     }
-    if isFirst { Terminal.error("interrupted: what was found so far is kept; again to stop at once") }
+    if isFirst { Terminal.error("interrupted: ending early; again to stop at once") }
   }
 
   private func show(_ progress: BuildProgress) {

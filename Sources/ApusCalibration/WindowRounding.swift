@@ -1,6 +1,24 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
+import ApusTensor
+
+extension RowRounding {
+  /// Rounds the windows of a convolution's weights `[O, I, window...]` without data.
+  ///
+  /// - Parameter dilations: Empty for windows of neighbours.
+  /// - Returns: As `SequentialRounding(window:dilations:)`; nil for weights without windows.
+  public init?(windowsOf weights: Tensor, dilations: [Int]) {
+    guard weights.rank > 2 else { return nil }
+    let window = Array(weights.shape.dropFirst(2))
+    guard
+      let rounding = SequentialRounding(
+        window: window, dilations: dilations.isEmpty ? window.map { _ in 1 } : dilations)
+    else { return nil }
+    self.init(rounding, columnCount: weights.shape.dropFirst().reduce(1, *))
+  }
+}
+
 extension SequentialRounding {
   /// Larger windows are rounded weight by weight.
   static let largestWindow = 121

@@ -97,10 +97,10 @@ package final class WindowPlan: Sendable {
     weightBytes = ElementAccess.byteCount(weightType)
     resultBytes = ElementAccess.byteCount(types.result)
     operandBytes = types.operands.map(ElementAccess.byteCount)
-    // Pixels side by side as far as accumulators, products and the epilogue's registers allow.
-    let vectors = (min(channelBlock ?? shape.inChannels, shape.inChannels) + isa.lanes - 1) / isa.lanes
-    let (pixels, width) = isa == .avx512 ? (vectors == 1 ? 14 : 7, 2) : (vectors == 1 ? 6 : 3, 2)
     let block = min(max(1, channelBlock ?? shape.inChannels), shape.inChannels)
+    // Pixels side by side as far as accumulators, products and the epilogue's registers allow.
+    let vectors = (block + isa.lanes - 1) / isa.lanes
+    let (pixels, width) = isa == .avx512 ? (vectors == 1 ? 14 : 7, 2) : (vectors == 1 ? 6 : 3, 2)
     blocks = stride(from: 0, to: shape.inChannels, by: block).map { $0..<min(shape.inChannels, $0 + block) }
     let inside = (0..<shape.outWidth).map { Self.columns(shape, $0) }
     let stretches = mode == .average ? Self.columnRuns(shape).map { $0.1 } : [shape.outWidth]

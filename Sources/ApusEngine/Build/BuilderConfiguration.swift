@@ -57,7 +57,7 @@ public struct BuilderConfiguration: Sendable {
   /// Ranges that were found already; they go before data and cache.
   public var calibrationTable: CalibrationTable?
   /// Whether the ranges of tensors to blame for most of the error are searched again by what they do to the results,
-  /// which takes some minutes.
+  /// which takes a build and some dozen inferences for each of them, several times.
   public var refinesRanges = false
   /// Whether calibration files that cannot be used are left out with a warning.
   public var skipsBadCalibrationFiles = false

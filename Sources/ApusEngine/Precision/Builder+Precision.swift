@@ -38,7 +38,11 @@ extension Builder {
     if configuration.refinesRanges, let table = result.table, !table.isRefined, !table.isRandom,
       traits.fastTypes.contains(.int8)
     {
-      result.table = try refined(table, for: network)
+      // What its builds measure serves the build to come.
+      var builder = self
+      builder.cache = try timingCache()
+      result.table = try builder.refined(table, for: network)
+      return (result, builder)
     }
     guard result.table != nil || isQuantized(network) else { throw Self.withoutData("precision 'int8'") }
     result.notes = result.table.map(Self.notes) ?? []

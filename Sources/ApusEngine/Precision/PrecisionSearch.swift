@@ -271,7 +271,6 @@ struct PrecisionSearch {
   ) throws(ApusError) -> ([String: Precision], (engine: Engine, error: OutputError)) {
     let left = Self.left(after: raises)
     var (low, high) = (0, raises.count)
-    var best = try verified(Self.raised(choice, by: raises[...]))
     var curve = BudgetCurve()
     func measure(_ place: Int) throws(ApusError) -> (engine: Engine, error: OutputError) {
       try report(place, raises.count, start)
@@ -284,7 +283,7 @@ struct PrecisionSearch {
       if try measure(middle).error.value(metric) <= budget { high = middle } else { low = middle }
     }
     if let noise = curve.noise(at: budget) { high = left.firstIndex { $0 <= noise } ?? raises.count }
-    best = try measure(high)
+    var best = try measure(high)
     while best.error.value(metric) > budget, high < raises.count {
       high += 1
       best = try measure(high)

@@ -90,20 +90,11 @@ public struct UseBFloat16: Pass {
       isScaled || table.scaling.inputs[node.name] == nil
     else {
       return try FloatRounding.bfloat16(
-        weights, axis: 0, (node.op as? Conv).flatMap { Self.windowRounding(weights, $0) })
+        weights, axis: 0, (node.op as? Conv).flatMap { RowRounding(windowsOf: weights, dilations: $0.dilations) })
     }
     return try known.narrow(isScaled ? node.name : "\(node.name) unscaled") { () throws(ApusError) in
       try FloatRounding.bfloat16(weights, axis: node.op is Conv ? 0 : 1, moments.rounding)
     }
-  }
-
-  /// How the weights of windows are rounded where nothing was measured: as if neighbouring pixels were alike.
-  private static func windowRounding(_ weights: Tensor, _ conv: Conv) -> RowRounding? {
-    guard weights.rank > 2 else { return nil }
-    let window = Array(weights.shape.dropFirst(2))
-    let dilations = conv.dilations.isEmpty ? window.map { _ in 1 } : conv.dilations
-    return SequentialRounding(window: window, dilations: dilations)
-      .flatMap { RowRounding($0, columnCount: weights.shape.dropFirst().reduce(1, *)) }
   }
 
   /// Notes what values were rounded to.

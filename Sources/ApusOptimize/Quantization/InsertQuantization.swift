@@ -139,11 +139,7 @@ extension InsertQuantization {
     {
       return rounding
     }
-    guard let conv = node.op as? Conv, weights.rank > 2 else { return nil }
-    let window = Array(weights.shape.dropFirst(2))
-    let dilations = conv.dilations.isEmpty ? window.map { _ in 1 } : conv.dilations
-    return SequentialRounding(window: window, dilations: dilations)
-      .flatMap { RowRounding($0, columnCount: columns) }
+    return (node.op as? Conv).flatMap { RowRounding(windowsOf: weights, dilations: $0.dilations) }
   }
 }
 

@@ -131,6 +131,12 @@ extension Assembler {
       VectorRow(.x66, .m0F38, 0x7E, .full, .evex), to.width, reg: to.number,
       second: order.number, upper.encoded)
   }
+  /// Any function of three bits, for each bit of `to`, `a` and `b`: bit `4 to + 2 a + b` of `table`.
+  package func vpternlogd(_ to: Vec, _ a: Vec, _ b: Vec, _ table: UInt8) {
+    vector(
+      VectorRow(.x66, .m0F3A, 0x25, .full, .evex), to.width, reg: to.number, second: a.number,
+      .register(b.number), immediate: table)
+  }
   /// The mask of the 32-bit lanes that have a bit in common.
   package func vptestmd(_ to: Mask, _ a: Vec, _ b: some VectorOperand) {
     vector(

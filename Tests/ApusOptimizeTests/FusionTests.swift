@@ -48,6 +48,19 @@ import Testing
     #expect(names.filter { $0 != "Transpose" } == ["Fused"], "\(names)")
   }
 
+  @Test func identitiesAreSeenThrough() throws {
+    var b = GraphBuilder("dropout")
+    let x = b.input("x", .float32, [3, 8])
+    let w = b.constant("w", try SmallNetworks.weights([8, 8], seed: 1))
+    let y = try b.apply(MatMul(), [try b.apply(Identity(), [x]), w])
+    let z = try b.apply(Relu(), [try b.apply(Identity(), [y])])
+    let graph = try b.finish(outputs: [("z", try b.apply(Identity(), [z])), ("x again", try b.apply(Identity(), [x]))])
+    let engine = try check(graph, shapes: [[3, 8]])
+    let names = engine.graph.nodes.map { engine.graph[$0].op.name }
+    #expect(names.filter { $0 == "Fused" }.count == 1 && names.count <= 3, "\(names)")
+    #expect(engine.outputs.map(\.name) == ["z", "x again"])
+  }
+
   @Test func aResultWithTwoReadersIsNotAbsorbed() throws {
     var b = GraphBuilder("two readers")
     let x = b.input("x", .float32, [3, 8])

@@ -216,6 +216,7 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vpermt2d zmm7, zmm17, zmm20", { $0.vpermt2d(z(7), z(17), z(20)) }),
   ("vpermt2b zmm7, zmm17, ZMMWORD PTR [rcx+128]", { $0.vpermt2b(z(7), z(17), Address(.rcx, 128)) }),
   ("vptestmd k3, zmm21, DWORD PTR [rax+4]{1to16}", { $0.vptestmd(Mask(3), z(21), all(.rax, 4)) }),
+  ("vpternlogd zmm7, zmm17, zmm20, 120", { $0.vpternlogd(z(7), z(17), z(20), 120) }),
   ("vpermb zmm1, zmm30, zmm19", { $0.vpermb(z(1), z(30), z(19)) }),
   ("vinserti32x4 zmm20, zmm3, XMMWORD PTR [rsi+32], 2", {
     $0.vinserti32x4(z(20), z(3), Address(.rsi, 32), 2)

@@ -192,6 +192,7 @@ let goldenBytes: [String: String] = [
   "vpermt2d zmm7, zmm17, zmm20": "62b275407efc",
   "vpermt2b zmm7, zmm17, ZMMWORD PTR [rcx+128]": "62f275407d7902",
   "vptestmd k3, zmm21, DWORD PTR [rax+4]{1to16}": "62f25550275801",
+  "vpternlogd zmm7, zmm17, zmm20, 120": "62b3754025fc78",
   "vpermb zmm1, zmm30, zmm19": "62b20d408dcb",
   "vinserti32x4 zmm20, zmm3, XMMWORD PTR [rsi+32], 2": "62e3654838660202",
   "vpackssdw zmm1, zmm2, zmm19": "62b16d486bcb",

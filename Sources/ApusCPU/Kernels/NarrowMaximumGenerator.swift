@@ -17,8 +17,9 @@ struct NarrowMaximumGenerator {
   private let a = Assembler()
   private let elementBytes: Int
   private let sums: [Vec]
+  private let columns: [Vec]
   private let loaded: [Vec]
-  private let scratch: [Vec]
+  private let scratch = Vec(29, .zmm)
   private let magnitude = Vec(30, .zmm)
   private let shift = Vec(31, .zmm)
   private let tail = Mask(7)
@@ -28,17 +29,17 @@ struct NarrowMaximumGenerator {
   init?(_ shape: WindowKernel.Shape) {
     guard shape.isa == .avx512, shape.operation == .maximum, shape.inputType == shape.resultType,
       [.uint8, .int8, .bfloat16].contains(shape.inputType), shape.operands.isEmpty,
-      shape.epilogue == .input(0), shape.pixels + 2 * Self.inFlight <= 30
+      shape.epilogue == .input(0), shape.pixels + 2 * Self.inFlight <= 29
     else { return nil }
     self.shape = shape
     elementBytes = ElementAccess.byteCount(shape.inputType)
-    let all = (0..<30).map { Vec($0, .zmm) }
+    let all = (0..<29).map { Vec($0, .zmm) }
     sums = Array(all.prefix(shape.pixels))
-    loaded = Array(all.dropFirst(shape.pixels).prefix(Self.inFlight))
-    scratch = Array(all.dropFirst(shape.pixels + Self.inFlight).prefix(Self.inFlight))
+    columns = Array(all.dropFirst(shape.pixels).prefix(Self.inFlight))
+    loaded = Array(all.dropFirst(shape.pixels + Self.inFlight).prefix(Self.inFlight))
   }
 
-  /// rax: input at the current channels; rcx: output; r12: rows; r13: vectors left; rbx, r14: the current row.
+  /// rax: input at the current channels; rcx: output; r12: rows; r13: vectors left; rbx, r14: the current row of a window that is not whole.
   func generate() throws(ApusError) -> [UInt8] {
     for register in [R64.rbx, .r12, .r13, .r14] { a.push(register) }
     a.mov(.rax, Address(.rdi, 8 * WindowKernel.Argument.input))
@@ -74,21 +75,18 @@ struct NarrowMaximumGenerator {
   private func block(_ mask: Mask?) {
     a.vbroadcastss(sums[0], a.constant(words: [lowest]))
     for sum in sums.dropFirst() { a.vmovups(sum, sums[0]) }
-    let finished = a.label()
+    let (someRows, finished) = (a.label(), a.label())
+    a.cmp(.r12, shape.fullRows)
+    a.j(.notEqual, someRows)
+    compare(Address(.rax), rows: shape.fullRows, mask)
+    a.jmp(finished)
+    a.bind(someRows)
     a.mov(.rbx, .rax)
     a.mov(.r14, .r12)
     a.test(.r14, .r14)
     a.j(.lessOrEqual, finished)
     let row = a.here()
-    for (index, (offset, pixels)) in readers.enumerated() {
-      let element = loaded[index % loaded.count]
-      a.vmovdqu8(element, Address(.rbx, offset), mask: mask)
-      if shape.inputType == .bfloat16 {
-        turn(element, scratch[index % scratch.count])
-        a.vpsubw(element, element, shift)
-      }
-      for pixel in pixels { maximum(sums[pixel], element) }
-    }
+    compare(Address(.rbx), rows: 1, mask)
     a.add(.rbx, shape.rowStep)
     a.dec(.r14)
     a.j(.notEqual, row)
@@ -96,9 +94,26 @@ struct NarrowMaximumGenerator {
     for (pixel, sum) in sums.enumerated() {
       if shape.inputType == .bfloat16 {
         a.vpaddw(sum, sum, shift)
-        turn(sum, scratch[pixel % scratch.count])
+        turn(sum, scratch)
       }
       a.vmovdqu8(Address(.rcx, pixel * shape.resultPitch * elementBytes), sum, mask: mask)
+    }
+  }
+
+  /// Rows of all windows. Of an input column the largest element goes into the pixels in whose windows it lies.
+  private func compare(_ input: Address, rows: Int, _ mask: Mask?) {
+    for (index, (offset, pixels)) in readers.enumerated() {
+      let column = columns[index % columns.count]
+      for row in 0..<rows {
+        let element = row == 0 ? column : loaded[(index + row) % loaded.count]
+        a.vmovdqu8(element, input.offset(offset + row * shape.rowStep), mask: mask)
+        if shape.inputType == .bfloat16 {
+          turn(element, scratch)
+          a.vpsubw(element, element, shift)
+        }
+        if row > 0 { maximum(column, element) }
+      }
+      for pixel in pixels { maximum(sums[pixel], column) }
     }
   }
 
@@ -116,9 +131,11 @@ struct NarrowMaximumGenerator {
   /// Turns around the bits below the sign of negative numbers; twice is nothing.
   private func turn(_ numbers: Vec, _ scratch: Vec) {
     a.vpsraw(scratch, numbers, 15)
-    a.vandps(scratch, scratch, magnitude)
-    a.vxorps(numbers, numbers, scratch)
+    a.vpternlogd(numbers, scratch, magnitude, Self.flipsWhereBothAreSet)
   }
+
+  /// `to ^ (a & b)` for `vpternlogd`.
+  private static let flipsWhereBothAreSet: UInt8 = 0x78
 
   private func maximum(_ sum: Vec, _ element: Vec) {
     switch shape.inputType {

@@ -20,8 +20,9 @@ struct Pipeline {
 
   /// The phases before anything is rounded: what calibration watches, and where precisions are chosen.
   static func preparing(_ traits: DeviceTraits) -> [Phase] {
+    let seenThrough = Phase(phase: .canonical, passes: [InferTypes(), RemoveIdentities()], rounds: 1)
     let expanded = Phase(phase: .canonical, passes: [ExpandBlockWeights()], rounds: 1)
-    return (traits.fastTypes.contains(.uint4) ? [] : [expanded])
+    return [seenThrough] + (traits.fastTypes.contains(.uint4) ? [] : [expanded])
       + (traits.fastTypes.contains(.int8) ? quantized(traits) : []) + simplifying
   }
 

@@ -8,9 +8,8 @@ import ApusGraph
 /// Finds the fastest precision of each layer with which the results stay within an accuracy budget.
 ///
 /// Every layer begins at the precision that measures fastest for it. If the engine's error is above the
-/// budget, layers are put into the order of how much error a wider precision takes away for the time it
-/// costs, and the shortest beginning of that order is found, by building and measuring, with which the
-/// engine keeps the budget.
+/// budget, the choice that takes least time with an error within some limit is found from the times and errors
+/// measured of each layer (`PrecisionKnapsack`), and the limit by building and measuring engines of such choices.
 struct PrecisionSearch {
   typealias Precision = BuilderConfiguration.Precision
 
@@ -26,64 +25,22 @@ struct PrecisionSearch {
     var notes: [String]
   }
 
-  /// Layers that take one precision: those that read the same tensor, which is stored once then, and whose
-  /// products may be one.
-  private struct Unit {
-    var layers: [PrecisionStudy.Layer]
-
-    /// The precisions that there are for all of them.
-    var choices: [Precision] {
-      layers[0].choices.filter { choice in layers.allSatisfy { $0.choices.contains(choice) } }
-    }
-
-    /// Their time in an engine of one precision.
-    func seconds(_ uniform: Uniform) -> Double? {
-      var sum = 0.0
-      for layer in layers {
-        guard let time = uniform.times[layer.name] else { return nil }
-        sum += time
-      }
-      return sum
-    }
-  }
-
-  private var units: [Unit] {
-    var units: [Unit] = []
-    var known: [String: Int] = [:]
-    for layer in study.layers {
-      if let operand = layer.rounded?.operand, let index = known[operand] {
-        units[index].layers.append(layer)
-      } else {
-        if let operand = layer.rounded?.operand { known[operand] = units.count }
-        units.append(Unit(layers: [layer]))
-      }
-    }
-    return units
-  }
-
-  private func set(_ choice: inout [String: Precision], _ unit: Unit, _ precision: Precision) {
-    for layer in unit.layers { choice[layer.name] = precision }
-  }
+  var units: [PrecisionUnit] { PrecisionUnit.units(of: study.layers) }
 
   /// The error energy of each layer when it alone is rounded, for precisions that round much.
-  private typealias Errors = [Precision: [String: Double]]
-
-  /// A step towards single precision.
-  private struct Raise {
-    let layers: [String]
-    let precision: Precision
-    /// Error energy taken away, and seconds added.
-    let gain: Double
-    let cost: Double
-  }
+  typealias Errors = [Precision: [String: Double]]
 
   /// Measured of an engine of one precision.
   private struct Uniform {
     let precision: Precision
+    let choice: [String: Precision]
     let times: [String: Double]
     let error: OutputError
     let engine: Engine
   }
+
+  /// The times of layers in engines: of one precision, and of mixtures within units.
+  typealias Times = [(choice: [String: Precision], seconds: [String: Double])]
 
   /// Searches.
   ///
@@ -97,7 +54,7 @@ struct PrecisionSearch {
       try report(uniform.count, 0, start)
     }
     var choice: [String: Precision] = [:]
-    for unit in units { set(&choice, unit, fastest(unit, uniform)) }
+    for unit in units { choice.merge(fastest(unit, uniform)) { $1 } }
     var outcome = try verified(choice)
     var errors = Errors()
     if outcome.error.value(metric) > budget {
@@ -109,13 +66,12 @@ struct PrecisionSearch {
         uniform = try uniform.map { old throws(ApusError) in
           old.precision == .int8 ? try measure(.int8) : old
         }
-        for unit in units { set(&choice, unit, fastest(unit, uniform)) }
         outcome = try verified(choice)
       }
     }
     if outcome.error.value(metric) > budget {
-      let raises = raises(choice, errors, uniform)
-      (choice, outcome) = try shortest(raises, choice, start)
+      let options = options(errors, try measuredTimes(uniform))
+      (choice, outcome) = try within(outcome.error, options, start)
     }
     return try settled(choice, outcome, errors, uniform)
   }
@@ -126,21 +82,41 @@ struct PrecisionSearch {
     let precisions = study.precisions(choice)
     let engine = try study.engine(precisions)
     return Uniform(
-      precision: precision, times: try study.layerTimes(precisions),
+      precision: precision, choice: choice, times: try study.layerTimes(precisions),
       error: try study.error(of: engine), engine: engine)
   }
 
   /// The precision in which layers measure fastest; a narrower one must be so by more than noise.
-  private func fastest(_ unit: Unit, _ uniform: [Uniform]) -> Precision {
-    var best = (precision: Precision.fp32, seconds: Double.infinity)
-    for candidate in uniform where unit.choices.contains(candidate.precision) {
-      guard let seconds = unit.seconds(candidate) else { continue }
-      if seconds < best.seconds * 0.97 { best = (candidate.precision, seconds) }
+  private func fastest(_ unit: PrecisionUnit, _ uniform: [Uniform]) -> [String: Precision] {
+    var best = (choice: unit.uniform(.fp32), seconds: Double.infinity)
+    for candidate in uniform {
+      guard let option = unit.option((candidate.choice, candidate.times)) else { continue }
+      if option.seconds < best.seconds * 0.97 { best = (option.choice, option.seconds) }
     }
-    return best.precision
+    return best.choice
   }
 
-  private func verified(_ choice: [String: Precision]) throws(ApusError) -> (
+  /// The times of layers in each of their precisions, and of units that mix two of them: one precision does not say
+  /// what it costs to store a tensor twice.
+  private func measuredTimes(_ uniform: [Uniform]) throws(ApusError) -> Times {
+    var times: Times = uniform.map { ($0.choice, $0.times) }
+    let wide: Precision = uniform.contains { $0.precision == .bf16 } ? .bf16 : .fp32
+    for narrowFirst in [true, false] {
+      var choice: [String: Precision] = [:]
+      for unit in units {
+        guard let mixture = unit.mixed(narrow: .int8, wide: wide, narrowFirst: narrowFirst) else { continue }
+        choice.merge(mixture) { $1 }
+      }
+      guard !choice.isEmpty else { break }
+      for layer in study.layers where choice[layer.name] == nil && layer.choices.contains(.int8) {
+        choice[layer.name] = .int8
+      }
+      times.append((choice, try study.layerTimes(study.precisions(choice))))
+    }
+    return times
+  }
+
+  func verified(_ choice: [String: Precision]) throws(ApusError) -> (
     engine: Engine, error: OutputError
   ) {
     let engine = try study.engine(study.precisions(choice), isDraft: true)
@@ -149,17 +125,17 @@ struct PrecisionSearch {
   }
 
   /// The error energy of each layer that rounds to integers, measured with it alone rounded: in its own precision,
-  /// and in the wider ones it may be raised to. Layers that read the same tensor share the error by their number,
-  /// and in long networks groups of neighbours.
+  /// and in the wider ones it may be raised to. More than two layers that read the same tensor share the error by
+  /// their number, and in long networks groups of neighbours do.
   private func layerErrors(_ choice: [String: Precision], _ start: Double) throws(ApusError) -> Errors {
     var errors = Errors()
     for (precision, narrower) in [(Precision.int8, [Precision.int8, .int4]), (.int4, [.int4])] {
       let narrow = units.filter { unit in
         unit.choices.contains(precision) && choice[unit.layers[0].name].map(narrower.contains) ?? false
-      }
+      }.flatMap { unit in unit.layers.count == 2 ? unit.layers.map { [$0] } : [unit.layers] }
       let size = (narrow.count + Self.groupLimit - 1) / Self.groupLimit
       for first in stride(from: 0, to: narrow.count, by: max(1, size)) {
-        let group = narrow[first..<min(narrow.count, first + size)].flatMap(\.layers)
+        let group = narrow[first..<min(narrow.count, first + size)].flatMap { $0 }
         let alone = Dictionary(uniqueKeysWithValues: group.map { ($0.name, precision) })
         let noise = try verified(alone).error.noise
         for layer in group { errors[precision, default: [:]][layer.name] = noise / Double(group.count) }
@@ -206,31 +182,19 @@ struct PrecisionSearch {
     ).run(&errors)
   }
 
-  /// All steps towards single precision, the most worthwhile first.
-  ///
-  /// Of a layer's precisions only those count that no mix of two others beats: the corners of the lower
-  /// convex hull of time and error. Its steps then take away less and less for what they cost, so that the
-  /// order over all layers keeps the order in each.
-  private func raises(
-    _ choice: [String: Precision], _ errors: Errors, _ uniform: [Uniform]
-  ) -> [Raise] {
-    func error(_ unit: Unit, _ precision: Precision) -> Double {
-      unit.layers.reduce(0) { $0 + (self.error($1.name, precision, errors) ?? .infinity) }
-    }
-    var raises: [Raise] = []
-    for unit in units {
-      guard var now = choice[unit.layers[0].name], let times = Self.times(of: unit, uniform) else { continue }
-      while let next = Self.steepest(
-        from: (times[now] ?? 0, error(unit, now)),
-        to: times.map { ($0.key, $0.value, error(unit, $0.key)) })
-      {
-        raises.append(
-          Raise(
-            layers: unit.layers.map(\.name), precision: next.precision, gain: next.gain, cost: next.cost))
-        now = next.precision
+  /// One way to compute a unit, and the error it adds.
+  private typealias Option = (choice: [String: Precision], cost: PrecisionKnapsack.Option)
+
+  /// What there is for each unit.
+  private func options(_ errors: Errors, _ times: Times) -> [[Option]] {
+    units.compactMap { unit in
+      let options = times.compactMap { unit.option($0) }.map { option in
+        let errors = option.choice.map { error($0.key, $0.value, errors) ?? .infinity }.sorted()
+        return Option(
+          option.choice, PrecisionKnapsack.Option(seconds: option.seconds, error: errors.reduce(0, +)))
       }
+      return options.isEmpty ? nil : options
     }
-    return raises.sorted { $0.gain * $1.cost > $1.gain * $0.cost }
   }
 
   /// The error energy of a layer; nil when it was not measured.
@@ -238,79 +202,52 @@ struct PrecisionSearch {
     precision == .fp32 ? 0 : errors[precision]?[layer]
   }
 
-  /// The times of layers in each of their precisions.
-  private static func times(of unit: Unit, _ uniform: [Uniform]) -> [Precision: Double]? {
-    let pairs = uniform.filter { unit.choices.contains($0.precision) }
-      .compactMap { candidate in unit.seconds(candidate).map { (candidate.precision, $0) } }
-    return pairs.isEmpty ? nil : Dictionary(uniqueKeysWithValues: pairs)
-  }
-
-  /// The precision that takes away most error for the time it costs; nil when none takes any away.
-  private static func steepest(
-    from now: (seconds: Double, error: Double),
-    to others: [(precision: Precision, seconds: Double, error: Double)]
-  ) -> (precision: Precision, gain: Double, cost: Double)? {
-    let steps = others.compactMap { other -> (precision: Precision, gain: Double, cost: Double)? in
-      let gain = now.error - other.error
-      // By noise a wider precision may measure no slower.
-      return gain > 0 ? (other.precision, gain, max(1e-9, other.seconds - now.seconds)) : nil
-    }
-    return steps.max { a, b in
-      let (left, right) = (a.gain * b.cost, b.gain * a.cost)
-      return left == right ? a.precision.rawValue > b.precision.rawValue : left < right
-    }
-  }
-
-  /// The shortest beginning of the steps with which the budget is kept.
+  /// The fastest choice with which the budget is kept.
   ///
-  /// Measured of one engine the metric scatters, so that of many beginnings some would seem good or bad by chance:
-  /// the place where it meets the budget is read off a curve through all that were measured. From there steps
-  /// are taken one by one.
-  private func shortest(
-    _ raises: [Raise], _ choice: [String: Precision], _ start: Double
+  /// Measured of one engine the metric scatters, so that of many engines some would seem good or bad by chance:
+  /// the error energy at which it meets the budget is read off a curve through some that are measured, and
+  /// the engine for this energy must keep the budget in fact.
+  private func within(
+    _ fastest: OutputError, _ options: [[Option]], _ start: Double
   ) throws(ApusError) -> ([String: Precision], (engine: Engine, error: OutputError)) {
-    let left = Self.left(after: raises)
-    var (low, high) = (0, raises.count)
+    let knapsack = PrecisionKnapsack(options.map { $0.map(\.cost) })
+    func choice(_ limit: Double) -> (precisions: [String: Precision], noise: Double) {
+      var (precisions, noise) = ([String: Precision](), 0.0)
+      for (index, own) in zip(knapsack.choose(limit: limit) ?? [], options) {
+        precisions.merge(own[index].choice) { $1 }
+        noise += own[index].cost.error
+      }
+      return (precisions, noise)
+    }
     var curve = BudgetCurve()
-    func measure(_ place: Int) throws(ApusError) -> (engine: Engine, error: OutputError) {
-      try report(place, raises.count, start)
-      let candidate = try verified(Self.raised(choice, by: raises[..<place]))
-      curve.add(noise: left[place], metric: candidate.error.value(metric))
-      return candidate
+    var limit = fastest.noise * Self.firstShare
+    for engine in 0..<Self.curvePoints {
+      try report(engine, Self.curvePoints, start)
+      let candidate = choice(limit)
+      let metric = try verified(candidate.precisions).error.value(metric)
+      curve.add(noise: candidate.noise, metric: metric)
+      let guess = metric > 0 ? (budget / metric) * (budget / metric) : .infinity
+      limit = curve.noise(at: budget) ?? limit * min(max(guess, 1 / Self.mostStep), Self.mostStep)
     }
-    while high - low > 1 {
-      let middle = (low + high) / 2
-      if try measure(middle).error.value(metric) <= budget { high = middle } else { low = middle }
+    var step = 1.0
+    for _ in 0..<Self.mostTries {
+      let chosen = choice(limit).precisions
+      let measured = try verified(chosen)
+      if measured.error.value(metric) <= budget { return (chosen, measured) }
+      step *= Self.stepBack
+      limit *= step
     }
-    if let noise = curve.noise(at: budget) { high = left.firstIndex { $0 <= noise } ?? raises.count }
-    var best = try measure(high)
-    while best.error.value(metric) > budget, high < raises.count {
-      high += 1
-      best = try measure(high)
-    }
-    while high > 0 {
-      let candidate = try measure(high - 1)
-      guard candidate.error.value(metric) <= budget else { break }
-      (high, best) = (high - 1, candidate)
-    }
-    return (Self.raised(choice, by: raises[..<high]), best)
+    let exact = choice(0).precisions
+    return (exact, try verified(exact))
   }
 
-  /// The error energy that steps yet to come would take away, after each beginning of them.
-  private static func left(after raises: [Raise]) -> [Double] {
-    var left = [0.0]
-    for raise in raises.reversed() { left.append(left[left.count - 1] + raise.gain) }
-    return left.reversed()
-  }
-
-  /// A choice after steps towards single precision.
-  private static func raised(_ choice: [String: Precision], by raises: ArraySlice<Raise>)
-    -> [String: Precision]
-  {
-    var result = choice
-    for raise in raises { for layer in raise.layers { result[layer] = raise.precision } }
-    return result
-  }
+  /// Of the fastest engine's error, what is tried first.
+  private static let firstShare = 0.3
+  private static let curvePoints = 6
+  private static let mostStep = 4.0
+  /// Where an engine misses the budget, the next has so much of its error, and each one after it takes a longer step.
+  private static let stepBack = 0.97
+  private static let mostTries = 12
 
   /// The mix, or one precision for all layers where that keeps the budget and measures no slower.
   private func settled(
@@ -324,10 +261,7 @@ struct PrecisionSearch {
     var (error, seconds) = (outcome.error, times[0])
     var notes: [String] = []
     for (rival, time) in zip(rivals, times.dropFirst()) where time < seconds {
-      final = [:]
-      for layer in study.layers where layer.choices.contains(rival.precision) {
-        final[layer.name] = rival.precision
-      }
+      final = rival.choice
       (error, seconds) = (rival.error, time)
       notes = ["\(rival.precision.rawValue) for all layers measures faster than any mix within the budget"]
     }
@@ -357,7 +291,7 @@ struct PrecisionSearch {
     _ error: OutputError
   ) -> [LayerRecord] {
     var quickest: [String: Precision] = [:]
-    for unit in units { set(&quickest, unit, fastest(unit, uniform)) }
+    for unit in units { quickest.merge(fastest(unit, uniform)) { $1 } }
     return study.layers.map { layer in
       let chosen = choice[layer.name] ?? .fp32
       var record = LayerRecord(name: layer.name, precision: chosen.rawValue)
@@ -376,7 +310,7 @@ struct PrecisionSearch {
     }
   }
 
-  private func report(_ done: Int, _ total: Int, _ start: Double) throws(ApusError) {
+  func report(_ done: Int, _ total: Int, _ start: Double) throws(ApusError) {
     guard let progress else { return }
     let goesOn = progress(
       BuildProgress(

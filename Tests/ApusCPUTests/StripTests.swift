@@ -55,7 +55,10 @@ import Testing
     #expect(!StripPlan.takes(stages.reversed()))
     #expect(!StripPlan.takes([stages[0]]))
     let wide = StripPlan.Stage(convShape(1, (6, 6), (8, 8), kernel: (3, 3), pad: (1, 1, 1, 1)))
-    #expect(!StripPlan.takes([stages[0], wide]))
+    #expect(!StripPlan.takes([stages[0], wide]) && StripPlan.takes([wide, stages[1]]))
+    var largest = stages[1]
+    largest.isMaximum = true
+    #expect(StripPlan.takes([wide, largest]) && !StripPlan.takes([largest, stages[0]]))
     let residual = StripPlan.Stage(product, epilogue: .input(0) + .input(1), operands: [.full])
     #expect(!StripPlan.takes([residual, stages[1]]))
     let odd = StripPlan.Stage(

@@ -138,6 +138,28 @@ import Testing
     #expect(try names(try b.finish(outputs: [("y", y)]), [1, 6, 6, 4]).contains("Chain") == false)
   }
 
+  @Test func poolingJoinsTheConvolutionBefore() throws {
+    for (kernel, stride, isTaken) in [(7, 2, true), (1, 1, true), (3, 2, true), (3, 1, false)] {
+      var b = GraphBuilder("stem")
+      let x = b.input("x", .float32, [2, 13, 12, 3])
+      let y = try layer(
+        &b, x, [kernel, kernel, 3, 8], seed: 1, pads: Array(repeating: kernel / 2, count: 4),
+        strides: [stride, stride])
+      let pool = PoolAttributes(
+        kernel: [3, 3], strides: [2, 2], pads: [1, 1, 1, 1], dilations: [], ceilMode: false, channelsLast: true)
+      let graph = try b.finish(outputs: [("y", try b.apply(MaxPool(pool), [y]))])
+      #expect(try names(graph, [2, 13, 12, 3]).contains("Chain") == isTaken)
+    }
+  }
+
+  @Test func theFirstConvolutionJoinsTheDepthwiseOneBehind() throws {
+    var b = GraphBuilder("stem")
+    let x = b.input("x", .float32, [1, 9, 9, 3])
+    let filtered = try depthwise(&b, try layer(&b, x, [3, 3, 3, 8], seed: 1, strides: [2, 2]), 8)
+    let y = try layer(&b, filtered, [1, 1, 8, 4], seed: 3)
+    #expect(try names(try b.finish(outputs: [("y", y)]), [1, 9, 9, 3]) == ["Chain"])
+  }
+
   @Test func aChainBeforeTakesTheConvolutionBetweenTwo() throws {
     // Depthwise and 1x1 in turn: no convolution is in two chains.
     var b = GraphBuilder("in turn")

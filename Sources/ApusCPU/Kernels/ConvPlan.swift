@@ -31,18 +31,21 @@ package final class ConvPlan: Sendable {
   private let inputStep: Int
   /// What stands around the input, in every byte.
   private let padValue: Int
+  /// Tiles of an output row, where rows are computed one by one.
+  private let tilesPerRow: Int
 
   /// Plans a convolution.
   ///
   /// - Parameters:
   ///   - inputPitch: Elements from one pixel of the input to the next, if there are gaps between them.
   ///   - resultPitch: The same for the result.
+  ///   - rowByRow: Whether no tile covers pixels of two output rows, so that some rows can be computed alone.
   /// - Throws: `not-yet-supported` when the epilogue or the tile cannot be compiled.
   package init(
     _ shape: ConvShape, tile: GemmTile? = nil, isa: ISA = .current,
     epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
     types: ProductTypes = ProductTypes(), padValue: Int = 0, inputPitch: Int? = nil,
-    resultPitch: Int? = nil
+    resultPitch: Int? = nil, rowByRow: Bool = false
   ) throws(ApusError) {
     let elementBytes = types.kind.elementBytes
     let interleave = types.kind.interleave
@@ -67,7 +70,7 @@ package final class ConvPlan: Sendable {
     let groupOutputs = shape.outChannels / shape.groups
     // A window of one pixel that moves by one reads the pixels in order: one run of all of them.
     let linear =
-      shape.kernelHeight == 1 && shape.kernelWidth == 1 && shape.strideHeight == 1
+      !rowByRow && shape.kernelHeight == 1 && shape.kernelWidth == 1 && shape.strideHeight == 1
       && shape.strideWidth == 1 && !padded && shape.outHeight == height && shape.outWidth == width
     let run = linear ? shape.batch * height * width : shape.outWidth
     let stride = shape.strideWidth * pixel / 4
@@ -100,7 +103,7 @@ package final class ConvPlan: Sendable {
       }
     } else {
       // Several whole output rows where they are short, pieces of one where they are long.
-      let rowsPerTile = max(1, tile.rows / shape.outWidth)
+      let rowsPerTile = rowByRow ? 1 : max(1, tile.rows / shape.outWidth)
       let pieces = TiledMultiply.split(shape.outWidth, rows: tile.rows)
       for image in 0..<shape.batch {
         var y = 0
@@ -118,6 +121,8 @@ package final class ConvPlan: Sendable {
         }
       }
     }
+
+    tilesPerRow = TiledMultiply.split(shape.outWidth, rows: tile.rows).count
 
     // The batch: window rows, or single places where their channels do not lie side by side or a row
     // of them is too long to stay in cache.
@@ -192,12 +197,26 @@ package final class ConvPlan: Sendable {
     operands: UnsafePointer<UnsafeRawPointer>? = nil, workspace: UnsafeMutableRawPointer,
     pool: ThreadPool
   ) {
-    var source = input
-    if workspaceByteCount > 0 {
-      pad(input, into: workspace, pool)
-      source = UnsafeRawPointer(workspace)
-    }
+    let source = prepared(input, workspace: workspace, pool)
     multiply.run(a: source, b: packedWeights, c: output, operands: operands, pool: pool)
+  }
+
+  /// The input as windows read it: copied into the workspace with what stands around it, if it must be.
+  func prepared(_ input: UnsafeRawPointer, workspace: UnsafeMutableRawPointer, _ pool: ThreadPool)
+    -> UnsafeRawPointer
+  {
+    if workspaceByteCount == 0 { return input }
+    pad(input, into: workspace, pool)
+    return UnsafeRawPointer(workspace)
+  }
+
+  /// Computes some rows of one image on the calling thread; the plan must be `rowByRow`. The input is a prepared one,
+  /// and the output where it would begin if all its rows were there.
+  func run(image: Int, rows: Range<Int>, _ addresses: WindowAddresses, operands: UnsafePointer<UnsafeRawPointer>) {
+    let first = image * shape.outHeight
+    multiply.run(
+      tiles: (first + rows.lowerBound) * tilesPerRow..<(first + rows.upperBound) * tilesPerRow, firstRow: 0,
+      a: addresses.input, b: addresses.weights, c: addresses.output, operands: operands)
   }
 
   /// Copies the input with what stands around it as far as the windows touch it.

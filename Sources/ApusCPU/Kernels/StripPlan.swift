@@ -15,14 +15,15 @@ import ApusTensor
 
 /// Consecutive channels-last convolutions, computed together in strips of output rows, so that what lies
 /// between them is read from the second-level cache while it is still there. The first stage may be an
-/// elementwise operator instead.
+/// elementwise operator instead, and the largest elements of windows may be taken of a result.
 ///
 /// A thread goes down an image, or a part of one. For each strip every stage computes the rows that the next
 /// stage needs and that are not there yet: rows that two windows share are kept from strip to strip, and only
 /// where parts of an image meet are they computed twice.
 package final class StripPlan: Sendable {
-  /// One of the convolutions: of 1x1 windows that move by one, or depthwise; or an elementwise operator, with
-  /// the shape of a 1x1 convolution of as many channels.
+  /// One of the convolutions: of 1x1 windows that move by one, or depthwise, or first and of any windows; or an
+  /// elementwise operator, with the shape of a 1x1 convolution of as many channels; or windows whose largest
+  /// elements are taken, with the shape of a depthwise convolution.
   package struct Stage: Sendable {
     package var shape: ConvShape
     package var epilogue: ScalarExpr
@@ -35,8 +36,11 @@ package final class StripPlan: Sendable {
     /// The elementwise operator, if it is one; the epilogue and its operands say nothing then.
     package var elementwise: StripElementwise?
 
+    /// Whether the largest elements of windows are taken: of the result's type, without weights and epilogue.
+    package var isMaximum = false
+
     /// Whether the stage is a matrix product.
-    package var isProduct: Bool { !shape.isDepthwise && elementwise == nil }
+    package var isProduct: Bool { !isMaximum && !shape.isDepthwise && elementwise == nil }
 
     /// Describes a stage.
     package init(
@@ -74,6 +78,8 @@ package final class StripPlan: Sendable {
   /// Threads, or rather what a thread may take at once: each has scratch memory of its own.
   private let slotCount: Int
   private let slotBytes: Int
+  /// Where in the workspace the first stage's input lies with what stands around it, if that must be made.
+  private let preparedOffset: Int
   /// Where the result of each stage but the last lies in a slot.
   private let buffers: [Buffer]
   private let imageRows: [ImageRows]
@@ -81,6 +87,7 @@ package final class StripPlan: Sendable {
   /// Generated code of a stage.
   private enum StageCode: Sendable {
     case product(TiledMultiply)
+    case convolution(ConvPlan)
     case window(WindowPlan)
     case byteWindow(ByteWindowPlan)
     case elementwise(StripElementwise.Code)
@@ -157,10 +164,15 @@ package final class StripPlan: Sendable {
     }
     self.buffers = buffers
     slotBytes = (offset + 4095) / 4096 * 4096
-    workspaceByteCount = slotBytes * slotCount
     var code: [StageCode] = []
     for (index, stage) in stages.enumerated() {
       code.append(try Self.compile(stage, index, &parts, isa))
+    }
+    preparedOffset = slotBytes * slotCount
+    if case .convolution(let plan)? = code.first {
+      workspaceByteCount = preparedOffset + plan.workspaceByteCount
+    } else {
+      workspaceByteCount = preparedOffset
     }
     self.stages = code
     self.parts = parts
@@ -183,10 +195,15 @@ package final class StripPlan: Sendable {
       if index < stages.count - 1, stage.operands.contains(.full) { return false }
       if stage.elementwise != nil {
         guard index == 0, s.isPixelwise, s.inChannels == s.outChannels else { return false }
+      } else if stage.isMaximum {
+        guard index > 0, s.inChannels == s.outChannels else { return false }
       } else if s.isDepthwise {
         if stage.types.kind == .int8, !ByteWindowPlan.takes(s) { return false }
-      } else if !s.isPixelwise || s.inChannels % stage.types.kind.interleave != 0 {
-        return false
+      } else if s.isPixelwise {
+        guard s.inChannels % stage.types.kind.interleave == 0 else { return false }
+      } else {
+        let isOdd = ConvPlan.memberElements(s) % stage.types.kind.interleave != 0
+        guard index == 0, s.groups == 1, !isOdd || stage.types.kind == .int8 else { return false }
       }
     }
     return true
@@ -253,6 +270,12 @@ package final class StripPlan: Sendable {
     if let elementwise = stage.elementwise {
       return .elementwise(try StripElementwise.Code(elementwise, s, isa: isa))
     }
+    if stage.isMaximum {
+      return .window(
+        try WindowPlan(
+          .maximum, s, isa: isa, types: ProductTypes(.float32, result: stage.types.result),
+          inputType: stage.types.result))
+    }
     if s.isDepthwise {
       if kind == .int8 {
         return .byteWindow(
@@ -264,6 +287,12 @@ package final class StripPlan: Sendable {
         try WindowPlan(
           .depthwise, s, isa: isa, epilogue: stage.epilogue, operands: stage.operands,
           types: stage.types, inputType: kind == .bfloat16 ? .bfloat16 : .float32))
+    }
+    if !s.isPixelwise {
+      return .convolution(
+        try ConvPlan(
+          s, tile: stage.tile, isa: isa, epilogue: stage.epilogue, operands: stage.operands, types: stage.types,
+          padValue: stage.padValue, rowByRow: true))
     }
     let pixelBytes = s.inChannels * kind.elementBytes
     let most = parts.joined().reduce(1) { $1.stage == index ? max($0, $1.rows.count) : $0 }
@@ -311,6 +340,10 @@ package final class StripPlan: Sendable {
     input: UnsafeRawPointer, operands: UnsafePointer<Operands>, output: UnsafeMutableRawPointer,
     workspace: UnsafeMutableRawPointer, pool: ThreadPool
   ) {
+    var input = input
+    if case .convolution(let plan)? = stages.first {
+      input = plan.prepared(input, workspace: workspace + preparedOffset, pool)
+    }
     pool.parallelFor(slotCount, (self, input, operands, output, workspace)) { context, slot in
       let (plan, input, operands, output, workspace) = context
       let count = plan.batch * plan.parts.count
@@ -353,6 +386,7 @@ package final class StripPlan: Sendable {
           tiles: step.tiles, firstRow: image * rows.outputRows * rows.outputWidth,
           a: source &+ image * rows.inputRows * rows.inputRowBytes, b: addresses.weights, c: target,
           operands: own.extras)
+      case .convolution(let plan): plan.run(image: image, rows: step.rows, addresses, operands: own.extras)
       case .window(let plan): plan.run(image: image, rows: step.rows, addresses)
       case .byteWindow(let plan): plan.run(image: image, rows: step.rows, addresses)
       case .elementwise(let code): code.run(image: image, rows: step.rows, addresses)

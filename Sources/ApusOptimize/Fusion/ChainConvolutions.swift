@@ -6,10 +6,10 @@ import ApusGraph
 import ApusOps
 import ApusTensor
 
-/// `b(a(x))` becomes a chain of `a` and `b`: a depthwise convolution with the 1x1 convolution before it, the
-/// one behind it, or both, where nobody else reads what lies between them; or an elementwise operator with the
-/// 1x1 convolution that reads its result, such as the product that scales channels in squeeze and excitation.
-/// Kernels may then compute them in strips of rows. Results stay as they are, bit for bit.
+/// `b(a(x))` becomes a chain of `a` and `b`: a depthwise convolution with the convolution before it, the 1x1
+/// convolution behind it, or both, where nobody else reads what lies between them; or an elementwise operator with the
+/// 1x1 convolution that reads its result, such as the product that scales channels in squeeze and excitation; or
+/// a convolution and the maximum pooling that reads its result. Kernels may then compute them in strips of rows. Results stay as they are, bit for bit.
 ///
 /// Whether that is faster is not known here: the builder measures `candidates` and joins those that are. Run as
 /// a pass, all are joined.
@@ -36,7 +36,7 @@ public struct ChainConvolutions: Pass {
       guard kind(id, graph) == .depthwise else { continue }
       var nodes = [id]
       if let input = graph[id].inputs[0], let before = graph[input].producer,
-        kind(before, graph) == .pixelwise, !taken.contains(before),
+        let first = kind(before, graph), first != .depthwise, !taken.contains(before),
         isLink(before, to: id, graph, context)
       {
         nodes.insert(before, at: 0)
@@ -59,11 +59,25 @@ public struct ChainConvolutions: Pass {
         continue
       }
       chains.append([before, id])
+      taken.formUnion([before, id])
+    }
+    for id in try graph.topologicalOrder() {
+      guard graph[id].op is MaxPool, graph[id].outputs.count == 1, let input = graph[id].inputs[0],
+        let before = graph[input].producer, !taken.contains(before),
+        let kind = kind(before, graph), kind != .depthwise, isLink(before, to: id, graph, context)
+      else { continue }
+      if meetsConcatenation(before, id, graph) {
+        context.refuse(name, graph[id].name, because: "it may read or write part of a concatenation in place")
+        continue
+      }
+      chains.append([before, id])
     }
     return chains
   }
 
-  private enum Kind { case pixelwise, depthwise }
+  /// What can be computed in strips: 1x1 convolutions that move by one, depthwise ones, and as the first operator
+  /// others that are too large for Winograd's algorithm or move too far.
+  private enum Kind { case pixelwise, depthwise, windowed }
 
   /// Whether a node goes over the pixels of operand 0, with other operands that are the same for all pixels of
   /// an image.
@@ -107,7 +121,9 @@ public struct ChainConvolutions: Pass {
     }
     let isPlain = weights.shape[0] == 1 && weights.shape[1] == 1
       && conv.strides.allSatisfy { $0 == 1 } && conv.pads.allSatisfy { $0 == 0 }
-    return isPlain ? .pixelwise : nil
+    if isPlain { return .pixelwise }
+    let isTransformed = weights.shape[0] == 3 && weights.shape[1] == 3 && conv.strides.allSatisfy { $0 == 1 }
+    return conv.group == 1 && !isTransformed ? .windowed : nil
   }
 
   /// Whether `reader` alone reads the result of `id`, as operand 0, and the epilogue of `id` can run on rows

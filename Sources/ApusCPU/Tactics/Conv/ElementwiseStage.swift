@@ -23,7 +23,7 @@ enum ElementwiseStage {
       return .failure("an operand is neither a scalar nor one element for each channel")
     }
     let types = problem.inputs.compactMap { $0?.dataType }
-    guard let kind = kind(x.dataType) else { return .failure("no kernel for these element types") }
+    guard let kind = ProductKind(reading: x.dataType) else { return .failure("no kernel for these element types") }
     let elementwise = StripElementwise(
       op.body(types), operands: operands,
       types: PointwiseKernel.Types(operands: types, result: result.dataType))
@@ -50,14 +50,16 @@ enum ElementwiseStage {
     return shape.count == 4 && shape[0] == x[0] && count == x[0] * x[3]
       ? .perChannel(ofEachImage: true) : nil
   }
+}
 
+extension ProductKind {
   /// A kind of product whose operands are as wide as elements of a type.
-  private static func kind(_ type: DataType) -> ProductKind? {
+  init?(reading type: DataType) {
     switch type {
-    case .float32: .float32
-    case .bfloat16: .bfloat16
-    case .uint8, .int8: .int8
-    default: nil
+    case .float32: self = .float32
+    case .bfloat16: self = .bfloat16
+    case .uint8, .int8: self = .int8
+    default: return nil
     }
   }
 }

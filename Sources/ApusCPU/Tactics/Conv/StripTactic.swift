@@ -7,9 +7,9 @@ import ApusKernel
 import ApusOps
 import Synchronization
 
-/// A depthwise convolution together with the 1x1 convolution before it, the one behind it, or both, computed in
+/// A depthwise convolution together with the convolution before it, the 1x1 convolution behind it, or both, computed in
 /// strips of rows that stay in the second-level cache; or an elementwise operator together with the 1x1
-/// convolution behind it.
+/// convolution behind it; or a convolution together with the maximum pooling behind it.
 struct StripTactic: Tactic {
   let name = "cpu.conv.f32.strips"
   let source = "jit"
@@ -62,9 +62,9 @@ struct StripTactic: Tactic {
       let weights = chain.operands(of: index).lowerBound
       if let tile = tile(of: index, configuration, stages) {
         layouts[weights] = PackedLayout(
-          batch: 1, rows: shape.inChannels, columns: shape.outChannels, width: tile.columns(isa),
-          interleave: stage.types.kind.interleave, segment: shape.inChannels)
-      } else if stage.types.kind == .int8, stage.elementwise == nil {
+          batch: 1, rows: shape.depth, columns: shape.outChannels, width: tile.columns(isa),
+          interleave: stage.types.kind.interleave, segment: ConvPlan.memberElements(shape))
+      } else if stage.types.kind == .int8, stage.elementwise == nil, !stage.isMaximum {
         layouts[weights] = ByteWindowPlan.packing(shape)
       }
     }
@@ -83,8 +83,8 @@ struct StripTactic: Tactic {
       }
       seconds += GemmEstimate.seconds(
         rows: s.batch * s.outHeight * s.outWidth, columns: s.outChannels,
-        depth: s.inChannels / stage.types.kind.interleave + 1,
-        stride: s.inChannels / stage.types.kind.interleave, tile: tile, isa: isa)
+        depth: s.depth / stage.types.kind.interleave + 1,
+        stride: s.strideWidth * s.inChannels / stage.types.kind.interleave, tile: tile, isa: isa)
     }
     // Strips that fill the cache, and such of a few rows only, are a little slower.
     let ratio = Double(Self.bytes(stages, rows: rows)) / Double(Self.bestBytes)
@@ -103,7 +103,8 @@ struct StripTactic: Tactic {
       plan: plan,
       operands: stages.enumerated().map { index, stage in
         let first = chain.operands(of: index).lowerBound
-        return StripKernel.Operands(weights: first, extras: first + (stage.elementwise == nil ? 1 : 0))
+        let hasWeights = stage.elementwise == nil && !stage.isMaximum
+        return StripKernel.Operands(weights: hasWeights ? first : 0, extras: first + (hasWeights ? 1 : 0))
       },
       argumentCount: problem.inputs.count, pool: pool)
   }
@@ -120,7 +121,7 @@ struct StripTactic: Tactic {
     let vectors = configuration[index == 0 ? "in" : "out"]
     let (s, types) = (stages[index].shape, stages[index].types)
     let tiles = GemmTile.overlapping(
-      isa, types, words: s.inChannels / types.kind.interleave,
+      isa, types, words: ConvPlan.words(s, types.kind),
       results: s.batch * s.outHeight * s.outWidth * s.outChannels, columns: s.outChannels,
       epilogue: stages[index].epilogue, operands: stages[index].operands)
     return (tiles + GemmTile.candidates(isa)).first { $0.vectors == vectors }
@@ -192,6 +193,14 @@ private final class KnownChains: Sendable {
     guard let problems = try? problem.stages() else { return .failure("sizes that are not known") }
     var stages: [StripPlan.Stage] = []
     for problem in problems {
+      if problem.op is MaxPool {
+        guard let pool = PoolProblem.read(problem, isa: isa), let kind = ProductKind(reading: problem.outputs[0].dataType)
+        else { return .failure("pooling without generated code") }
+        var stage = StripPlan.Stage(pool.shape, types: ProductTypes(kind, result: problem.outputs[0].dataType))
+        stage.isMaximum = true
+        stages.append(stage)
+        continue
+      }
       if problem.op is any PointwiseOperator {
         switch ElementwiseStage.read(problem, isa: isa) {
         case .failure(let refusal): return .failure(refusal)

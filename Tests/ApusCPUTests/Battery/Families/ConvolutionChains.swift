@@ -5,7 +5,8 @@ import ApusGraph
 import ApusOps
 import ApusTensor
 
-/// Chains: depthwise convolutions between 1x1 convolutions or beside one, and elementwise operators before one.
+/// Chains: depthwise convolutions between 1x1 convolutions or beside one, elementwise operators before one, and
+/// convolutions before maximum pooling.
 enum ConvolutionChains: ProblemFamily {
   private struct Case {
     var batch = 1
@@ -38,6 +39,30 @@ enum ConvolutionChains: ProblemFamily {
     Case(batch: 2, size: [1, 5], channels: (0, 600, 100)),
   ]
 
+  /// Convolutions whose results are pooled, of the first two channel counts.
+  private static let pooled: [(shape: Case, pool: PoolAttributes)] = [
+    (Case(size: [23, 21], channels: (4, 20, 0), strides: [2, 2], pads: [0, 0, 0, 0]), pool([3, 3], strides: [2, 2])),
+    (Case(batch: 2, size: [15, 30], channels: (3, 33, 0), kernel: [7, 7], strides: [2, 2], pads: [3, 3, 3, 3]),
+      pool([3, 3], strides: [2, 2], pads: [1, 1, 1, 1])),
+    (Case(size: [9, 8], channels: (8, 16, 0), kernel: [1, 1], pads: [0, 0, 0, 0]), pool([2, 2], strides: [2, 2], ceil: true)),
+    (Case(batch: 3, size: [6, 9], channels: (12, 8, 0), kernel: [1, 1], strides: [2, 1], pads: [0, 0, 0, 0]), pool([2, 3])),
+    (Case(size: [11, 40], channels: (6, 65, 0), kernel: [3, 5], dilations: [2, 1], pads: [2, 2, 2, 2]),
+      pool([5, 1], strides: [3, 1], pads: [2, 0, 1, 0])),
+    (Case(size: [3, 3], channels: (4, 4, 0), pads: [0, 0, 0, 0]), pool([1, 1])),
+  ]
+
+  /// First convolutions before depthwise ones of 3x3 pixels.
+  private static let stems = [
+    Case(size: [17, 13], channels: (3, 24, 10), strides: [2, 2], pads: [0, 0, 1, 1]),
+    Case(batch: 2, size: [8, 9], channels: (4, 33, 7), kernel: [5, 3], pads: [2, 1, 2, 1]),
+  ]
+
+  private static func pool(_ kernel: [Int], strides: [Int] = [], pads: [Int] = [], ceil: Bool = false)
+    -> PoolAttributes
+  {
+    PoolAttributes(kernel: kernel, strides: strides, pads: pads, dilations: [], ceilMode: ceil, channelsLast: true)
+  }
+
   static func problems(_ make: inout ProblemMaker) throws -> [BatteryProblem] {
     var result: [BatteryProblem] = []
     for type in [DataType.float32, .bfloat16, .uint8] {
@@ -45,6 +70,10 @@ enum ConvolutionChains: ProblemFamily {
         for stages in [0..<3, 0..<2, 1..<3] {
           result.append(try chain(&make, shape, stages, type, isResidual: number % 2 == 0))
         }
+      }
+      for (shape, pool) in pooled { result.append(try windows(&make, shape, pool, type)) }
+      for shape in stems {
+        for pointwise in [false, true] { result.append(try windows(&make, shape, nil, type, pointwise)) }
       }
       for (number, shape) in (cases + wide).enumerated() {
         for scales in 0..<3 {
@@ -126,6 +155,40 @@ enum ConvolutionChains: ProblemFamily {
     if isResidual { value = value + .cast(.input(2), .float32) * .const(0.5) }
     return BatteryEpilogue(
       ScalarQuantization(steps: value, zeroPoint: 70, type: .uint8).expression, extras)
+  }
+
+  /// A convolution of any windows, and pooling or a depthwise convolution, with a 1x1 convolution behind that or not.
+  private static func windows(
+    _ make: inout ProblemMaker, _ shape: Case, _ pool: PoolAttributes?, _ type: DataType, _ hasLast: Bool = false
+  ) throws -> BatteryProblem {
+    // Pairs of numbers are multiplied, so pixels have an even count of channels in BF16.
+    let inputs = type == .bfloat16 ? shape.channels.0 + shape.channels.0 % 2 : shape.channels.0
+    var stages = Stages(operands: [try make.operand(type, [shape.batch] + shape.size + [inputs])])
+    let sum: DataType? = type == .float32 ? nil : type == .bfloat16 ? .float32 : .int32
+    var size = shape.size
+    func add(_ op: Conv, _ kernel: [Int], _ inputs: Int, _ outputs: Int) throws {
+      let epilogue = Self.epilogue(type, depth: kernel.reduce(inputs, *), isResidual: false)
+      size = try op.window(input: size, kernel: kernel).output
+      stages.add(
+        Fused(
+          anchor: op, anchorInputCount: 2, epilogue: Epilogue(epilogue.expression, extraCount: epilogue.extras.count)),
+        [try make.constant(weights(type), kernel + [inputs, outputs])]
+          + (try make.extras(epilogue, result: [shape.batch] + size + [outputs])))
+    }
+    let padValue = type == .uint8 ? 100 : 0
+    let between = shape.channels.1
+    try add(
+      Conv(
+        strides: shape.strides, dilations: shape.dilations, pads: shape.pads, channelsLast: true, sumType: sum,
+        padValue: padValue), shape.kernel, inputs, between)
+    if let pool {
+      stages.add(MaxPool(pool), [])
+      return try stages.problem(make)
+    }
+    try add(
+      Conv(pads: [1, 1, 1, 1], group: between, channelsLast: true, sumType: sum, padValue: padValue), [3, 3], 1, between)
+    if hasLast { try add(Conv(channelsLast: true, sumType: sum), [1, 1], between, shape.channels.2) }
+    return try stages.problem(make)
   }
 
   /// A product with a factor for each channel of each image, for each channel, or for all, before a 1x1 convolution.

@@ -242,7 +242,7 @@ struct ByteWinogradTests {
   }
 
   /// The tactic takes what is rounded to bytes, and agrees with the reference through tuning.
-  @Test func tacticsTakeResultsOfBytesOnly() throws {
+  @Test func tacticsTakeNarrowResultsOnly() throws {
     let selector = TacticSelector(try CPUBackend.shared(threadCount: 1))
     func problem(_ expression: ScalarExpr, _ type: DataType) throws -> Problem {
       let conv = Conv(
@@ -264,6 +264,7 @@ struct ByteWinogradTests {
       selector.candidates(problem).choices.contains { $0.id.contains("winograd") }
     }
     #expect(try takes(problem(bytes, .uint8)))
+    #expect(try takes(problem(.cast(y, .bfloat16), .bfloat16)))
     #expect(try !takes(problem(y, .float32)))
   }
 }

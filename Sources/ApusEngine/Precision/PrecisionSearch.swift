@@ -39,6 +39,12 @@ struct PrecisionSearch {
     let engine: Engine
   }
 
+  /// A precision for each layer, and what the engine's error is.
+  struct Mix {
+    let choice: [String: Precision]
+    let error: OutputError
+  }
+
   /// The times of layers in engines: of one precision, and of mixtures within units.
   typealias Times = [(choice: [String: Precision], seconds: [String: Double])]
 
@@ -55,25 +61,25 @@ struct PrecisionSearch {
     }
     var choice: [String: Precision] = [:]
     for unit in units { choice.merge(fastest(unit, uniform)) { $1 } }
-    var outcome = try verified(choice)
+    var error = try verified(choice)
     var errors = Errors()
-    if outcome.error.value(metric) > budget {
+    if error.value(metric) > budget {
       errors = try layerErrors(choice, start)
       for candidate in uniform where [.bf16, .fp16].contains(candidate.precision) {
-        errors[candidate.precision] = try floatErrors(candidate, beside: outcome.error.noise, start)
+        errors[candidate.precision] = try floatErrors(candidate, beside: error.noise, start)
       }
       if try improveRanges(&errors[.int8, default: [:]], start) > 0 {
         uniform = try uniform.map { old throws(ApusError) in
           old.precision == .int8 ? try measure(.int8) : old
         }
-        outcome = try verified(choice)
+        error = try verified(choice)
       }
     }
-    if outcome.error.value(metric) > budget {
-      let options = options(errors, try measuredTimes(uniform))
-      (choice, outcome) = try within(outcome.error, options, start)
+    var mixes = [Mix(choice: choice, error: error)]
+    if error.value(metric) > budget {
+      mixes = try mixesWithin(budget, fastest: mixes[0], options(errors, try measuredTimes(uniform)), start)
     }
-    return try settled(choice, outcome, errors, uniform)
+    return try settled(mixes, errors, uniform)
   }
 
   private func measure(_ precision: Precision) throws(ApusError) -> Uniform {
@@ -116,12 +122,9 @@ struct PrecisionSearch {
     return times
   }
 
-  func verified(_ choice: [String: Precision]) throws(ApusError) -> (
-    engine: Engine, error: OutputError
-  ) {
-    let engine = try study.engine(study.precisions(choice), isDraft: true)
-    let error = try study.error(of: engine)
-    return (engine, error)
+  /// The error of an engine built for a choice.
+  func verified(_ choice: [String: Precision]) throws(ApusError) -> OutputError {
+    try study.error(of: try study.engine(study.precisions(choice), isDraft: true))
   }
 
   /// The error energy of each layer that rounds to integers, measured with it alone rounded: in its own precision,
@@ -137,7 +140,7 @@ struct PrecisionSearch {
       for first in stride(from: 0, to: narrow.count, by: max(1, size)) {
         let group = narrow[first..<min(narrow.count, first + size)].flatMap { $0 }
         let alone = Dictionary(uniqueKeysWithValues: group.map { ($0.name, precision) })
-        let noise = try verified(alone).error.noise
+        let noise = try verified(alone).noise
         for layer in group { errors[precision, default: [:]][layer.name] = noise / Double(group.count) }
         try report(first, narrow.count, start)
       }
@@ -166,7 +169,7 @@ struct PrecisionSearch {
       let middle = (range.lowerBound + range.upperBound) / 2
       for half in [range.lowerBound..<middle, middle..<range.upperBound] {
         let alone = units[half].flatMap(\.layers).map { ($0.name, uniform.precision) }
-        let error = try verified(Dictionary(uniqueKeysWithValues: alone)).error
+        let error = try verified(Dictionary(uniqueKeysWithValues: alone))
         waiting.append((half, error.noise))
         try report(errors.count, study.layers.count, start)
       }
@@ -182,83 +185,15 @@ struct PrecisionSearch {
     ).run(&errors)
   }
 
-  /// One way to compute a unit, and the error it adds.
-  private typealias Option = (choice: [String: Precision], cost: PrecisionKnapsack.Option)
-
-  /// What there is for each unit.
-  private func options(_ errors: Errors, _ times: Times) -> [[Option]] {
-    units.compactMap { unit in
-      let options = times.compactMap { unit.option($0) }.map { option in
-        let errors = option.choice.map { error($0.key, $0.value, errors) ?? .infinity }.sorted()
-        return Option(
-          option.choice, PrecisionKnapsack.Option(seconds: option.seconds, error: errors.reduce(0, +)))
-      }
-      return options.isEmpty ? nil : options
-    }
-  }
-
-  /// The error energy of a layer; nil when it was not measured.
-  private func error(_ layer: String, _ precision: Precision, _ errors: Errors) -> Double? {
-    precision == .fp32 ? 0 : errors[precision]?[layer]
-  }
-
-  /// The fastest choice with which the budget is kept.
-  ///
-  /// Measured of one engine the metric scatters, so that of many engines some would seem good or bad by chance:
-  /// the error energy at which it meets the budget is read off a curve through some that are measured, and
-  /// the engine for this energy must keep the budget in fact.
-  private func within(
-    _ fastest: OutputError, _ options: [[Option]], _ start: Double
-  ) throws(ApusError) -> ([String: Precision], (engine: Engine, error: OutputError)) {
-    let knapsack = PrecisionKnapsack(options.map { $0.map(\.cost) })
-    func choice(_ limit: Double) -> (precisions: [String: Precision], noise: Double) {
-      var (precisions, noise) = ([String: Precision](), 0.0)
-      for (index, own) in zip(knapsack.choose(limit: limit) ?? [], options) {
-        precisions.merge(own[index].choice) { $1 }
-        noise += own[index].cost.error
-      }
-      return (precisions, noise)
-    }
-    var curve = BudgetCurve()
-    var limit = fastest.noise * Self.firstShare
-    for engine in 0..<Self.curvePoints {
-      try report(engine, Self.curvePoints, start)
-      let candidate = choice(limit)
-      let metric = try verified(candidate.precisions).error.value(metric)
-      curve.add(noise: candidate.noise, metric: metric)
-      let guess = metric > 0 ? (budget / metric) * (budget / metric) : .infinity
-      limit = curve.noise(at: budget) ?? limit * min(max(guess, 1 / Self.mostStep), Self.mostStep)
-    }
-    var step = 1.0
-    for _ in 0..<Self.mostTries {
-      let chosen = choice(limit).precisions
-      let measured = try verified(chosen)
-      if measured.error.value(metric) <= budget { return (chosen, measured) }
-      step *= Self.stepBack
-      limit *= step
-    }
-    let exact = choice(0).precisions
-    return (exact, try verified(exact))
-  }
-
-  /// Of the fastest engine's error, what is tried first.
-  private static let firstShare = 0.3
-  private static let curvePoints = 6
-  private static let mostStep = 4.0
-  /// Where an engine misses the budget, the next has so much of its error, and each one after it takes a longer step.
-  private static let stepBack = 0.97
-  private static let mostTries = 12
-
-  /// The mix, or one precision for all layers where that keeps the budget and measures no slower.
-  private func settled(
-    _ choice: [String: Precision], _ outcome: (engine: Engine, error: OutputError),
-    _ errors: Errors, _ uniform: [Uniform]
-  ) throws(ApusError) -> Outcome {
-    let mixed = try study.engine(study.precisions(choice))
+  /// The fastest mix, or one precision for all layers where that keeps the budget and measures no slower.
+  private func settled(_ mixes: [Mix], _ errors: Errors, _ uniform: [Uniform]) throws(ApusError) -> Outcome {
+    let engines = try mixes.map { (mix) throws(ApusError) in try study.engine(study.precisions(mix.choice)) }
     let rivals = uniform.filter { $0.precision == .fp32 || $0.error.value(metric) <= budget }
-    let times = try study.times([mixed] + rivals.map(\.engine))
-    var final = choice
-    var (error, seconds) = (outcome.error, times[0])
+    let all = try study.times(engines + rivals.map(\.engine))
+    let times = all.dropFirst(mixes.count - 1)
+    let best = mixes.indices.min { all[$0] < all[$1] } ?? 0
+    var final = mixes[best].choice
+    var (error, seconds) = (mixes[best].error, all[best])
     var notes: [String] = []
     for (rival, time) in zip(rivals, times.dropFirst()) where time < seconds {
       final = rival.choice

@@ -34,6 +34,9 @@ package final class PrecisionStudy {
   package var table: CalibrationTable
   private let graph: Graph
   private let builder: Builder
+  /// What was measured with little effort for engines that are only looked at: their kernels are not to be those of
+  /// the engine that is chosen.
+  private let drafts = TimingCache()
   private let backend: any Backend
   private let samples: HeldOutSamples
   private let exact: [[Tensor]]
@@ -137,7 +140,11 @@ package final class PrecisionStudy {
   /// Builds an engine, at full effort or just to look at its results.
   package func engine(_ precisions: LayerPrecisions, isDraft: Bool = false) throws(ApusError) -> Engine {
     var builder = builder
-    if isDraft { builder.configuration.level = min(1, builder.configuration.level) }
+    if isDraft {
+      builder.configuration.level = min(1, builder.configuration.level)
+      if let cache = builder.cache { drafts.merge(cache) }
+      builder.cache = drafts
+    }
     return try builder.build(graph, precisions, backend, Clock.seconds)
   }
 

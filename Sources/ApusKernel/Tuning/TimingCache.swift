@@ -65,6 +65,12 @@ public final class TimingCache: Sendable {
     state.withLock { $0.entries[Key(device: device, problem: problem)] = entry }
   }
 
+  /// Takes over the records of another cache; they replace its own of the same problems.
+  public func merge(_ other: TimingCache) {
+    let entries = other.state.withLock { $0.entries }
+    state.withLock { $0.entries.merge(entries) { $1 } }
+  }
+
   /// The number of records.
   public var count: Int { state.withLock { $0.entries.count } }
 

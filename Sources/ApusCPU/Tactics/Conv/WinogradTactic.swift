@@ -8,8 +8,9 @@ import ApusKernel
 /// A 3x3 convolution of numbers of single precision, of type `bfloat16` or of bytes by Winograd's minimal
 /// filtering: fewer multiplications for more memory traffic and larger weights.
 ///
-/// The sums of bytes are not exact (see `WinogradPlan`). Results that are rounded to bytes hardly show it:
-/// few differ, by one step, which is what `ResultComparison` allows. Others must be exact, so they are refused.
+/// The sums of bytes are not exact (see `WinogradPlan`). Results that are rounded to bytes or to `bfloat16` hardly show
+/// it: few differ, by one step of the largest at most, which is what `ResultComparison` allows. Others must be exact, so
+/// they are refused.
 struct WinogradTactic: Tactic {
   let name = "cpu.conv.f32.winograd"
   let source = "jit"
@@ -23,8 +24,8 @@ struct WinogradTactic: Tactic {
     case .success(let conv):
       if conv.types.kind == .int8 {
         guard isa == .avx512 else { return .no(because: "no 16-bit products without AVX-512") }
-        guard conv.types.result.bitWidth == 8 else {
-          return .no(because: "sums of bytes that are not rounded to bytes must be exact")
+        guard conv.types.result.bitWidth == 8 || conv.types.result == .bfloat16 else {
+          return .no(because: "sums of bytes that are not rounded must be exact")
         }
       }
       guard conv.types.kind != .bfloat16 || conv.shape.inChannels % 2 == 0 else {

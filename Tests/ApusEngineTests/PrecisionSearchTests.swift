@@ -84,6 +84,23 @@ import Testing
     #expect(after < 0.2 * before && abs(errors[layer]! - after) < 1e-6 * before, "\(after) of \(before)")
   }
 
+  /// A tensor that one of two layers reads rounded to bytes and the other wider is stored in both forms.
+  @Test(arguments: ["left", "right"]) func layersThatReadOneTensorMayDiffer(narrow: String) throws {
+    let graph = try QuantizableNetwork.graph()
+    var configuration = configuration(try archive(48))
+    configuration.precision = .int8
+    let types = try Builder(configuration).device().fastTypes
+    guard types.contains(.int8) else { return }
+    let all = try noise(Builder(configuration).build(graph), graph)
+    configuration.precision = types.contains(.bfloat16) ? .bf16 : .fp32
+    configuration.layerPrecisions = [narrow: .int8]
+    let engine = try Builder(configuration).build(graph)
+    let mixed = try noise(engine, graph)
+    #expect(mixed > 0 && mixed < 0.5 * all, "\(mixed), all in bytes \(all)")
+    let problems = engine.report.tuned.map(\.problem)
+    #expect(problems.filter { $0.contains("u8[") && $0.contains("const i8[") }.count == 1, "\(problems)")
+  }
+
   /// A cache with a spoilt range is good again once its ranges were searched again, and is kept so.
   @Test func rangesAreRefinedForInt8() throws {
     let graph = try QuantizableNetwork.graph()

@@ -42,6 +42,7 @@ struct NarrowMaximumGenerator {
   /// rax: input at the current channels; rcx: output; r12: rows; r13: vectors left; rbx, r14: the current row of a window that is not whole.
   func generate() throws(ApusError) -> [UInt8] {
     for register in [R64.rbx, .r12, .r13, .r14] { a.push(register) }
+    let pixels = a.here()
     a.mov(.rax, Address(.rdi, 8 * WindowKernel.Argument.input))
     a.mov(.rcx, Address(.rdi, 8 * WindowKernel.Argument.output))
     a.mov(.r12, Address(.rdi, 8 * WindowKernel.Argument.rows))
@@ -65,6 +66,7 @@ struct NarrowMaximumGenerator {
       a.kmovq(tail, .rbx)
       block(tail)
     }
+    shape.goOn(a, to: pixels)
     for register in [R64.r14, .r13, .r12, .rbx] { a.pop(register) }
     a.vzeroupper()
     a.ret()

@@ -9,8 +9,9 @@ import ApusX86
 /// Generated code that slides a window over channels-last pixels, channel by channel: depthwise
 /// convolution, largest element, sum.
 ///
-/// A call computes some output pixels side by side, going over channels in vectors; the number of window
-/// rows is an argument, the window columns of each pixel are fixed.
+/// Code computes some output pixels side by side, going over channels in vectors; the number of window
+/// rows is an argument, the window columns of each pixel are fixed. A call goes on to the pixels behind as often as it
+/// is told.
 package final class WindowKernel: Sendable {
   /// What is done with the elements of a window.
   package enum Operation: Hashable, Sendable {
@@ -63,7 +64,7 @@ package final class WindowKernel: Sendable {
     }
   }
 
-  /// Words of the argument block.
+  /// Words of the argument block, which a call changes where it goes on.
   package enum Argument {
     /// Column 0 of the first pixel's window, whether or not it lies within the input.
     package static let input = 0
@@ -72,7 +73,9 @@ package final class WindowKernel: Sendable {
     package static let rows = 3
     /// The factor of `sum`: the bits of a float.
     package static let factor = 4
-    package static let operands = 5
+    /// How many times as many pixels, one behind the other.
+    package static let repeats = 5
+    package static let operands = 6
   }
 
   private let memory: ExecutableMemory
@@ -89,6 +92,27 @@ package final class WindowKernel: Sendable {
     }
     memory = try ExecutableMemory(bytes, name: "window \(shape.isa.rawValue)")
     code = memory.function(as: (@convention(c) (UnsafeMutablePointer<Int>) -> Void).self)
+  }
+}
+
+extension WindowKernel.Shape {
+  /// The code behind all channels: goes on with the pixels behind, or not.
+  func goOn(_ a: Assembler, to pixels: Label) {
+    typealias Argument = WindowKernel.Argument
+    func move(_ argument: Int, by bytes: Int) {
+      a.mov(.rbx, Address(.rdi, 8 * argument))
+      a.add(.rbx, bytes)
+      a.mov(Address(.rdi, 8 * argument), .rbx)
+    }
+    move(Argument.input, by: self.pixels * pixelStep)
+    move(Argument.output, by: self.pixels * resultPitch * ElementAccess.byteCount(resultType))
+    for (index, kind) in operands.enumerated() where kind == .full {
+      move(Argument.operands + index, by: self.pixels * channels * ElementAccess.byteCount(operandTypes[index]))
+    }
+    a.mov(.rbx, Address(.rdi, 8 * Argument.repeats))
+    a.dec(.rbx)
+    a.mov(Address(.rdi, 8 * Argument.repeats), .rbx)
+    a.j(.notEqual, pixels)
   }
 }
 
@@ -120,6 +144,7 @@ private struct WindowGenerator {
       throw ApusError(.notYetSupported, "an epilogue of \(shape.operands.count) operands")
     }
     for register in [R64.rbx, .rbp, .r12, .r13, .r14] { a.push(register) }
+    let pixels = a.here()
     a.mov(.rax, Address(.rdi, 8 * WindowKernel.Argument.input))
     a.mov(.rdx, Address(.rdi, 8 * WindowKernel.Argument.weights))
     a.mov(.rcx, Address(.rdi, 8 * WindowKernel.Argument.output))
@@ -145,6 +170,7 @@ private struct WindowGenerator {
       a.prepareTail(tail, count: shape.count % width.lanes, scratch: .rbx)
       try block(1, masked: true)
     }
+    shape.goOn(a, to: pixels)
     for register in [R64.r14, .r13, .r12, .rbp, .rbx] { a.pop(register) }
     a.vzeroupper()
     a.ret()

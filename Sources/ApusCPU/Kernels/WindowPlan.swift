@@ -19,9 +19,10 @@ struct WindowAddresses {
 /// Windows that slide over channels-last pixels with every channel on its own: depthwise convolution
 /// (weights `[kernelHeight, kernelWidth, channels]`, used as they lie) and pooling.
 ///
-/// One call of generated code computes some output pixels side by side for a block of channels, or all. Blocks make
-/// the rows of input that windows share small enough for the first-level cache. Windows that reach outside the input are handled by starting from fewer window rows, and by code without the missing
-/// columns for the pixels at the left and right edge; the input is not copied.
+/// One call of generated code computes some output pixels side by side for a block of channels, or all. Blocks of
+/// channels or of columns make the rows of input that windows share small enough for the first-level cache. Windows that
+/// reach outside the input are handled by starting from fewer window rows, and by code without the missing columns for the
+/// pixels at the left and right edge; the input is not copied.
 package final class WindowPlan: Sendable {
   /// What becomes of a window.
   package enum Mode: Hashable, Sendable {
@@ -40,8 +41,8 @@ package final class WindowPlan: Sendable {
   private let resultPitch: Int
   private let isa: ISA
   private let operands: [EpilogueOperand]
-  /// Runs of output pixels in a row.
-  private let runs: [Run]
+  /// Runs of output pixels in a row, by the columns that are computed for all rows of a task before the next ones.
+  private let runs: [[Run]]
   private let kernels: [WindowKernel]
   /// Channels that are computed for all rows of a task before the next ones.
   private let blocks: [Range<Int>]
@@ -53,9 +54,10 @@ package final class WindowPlan: Sendable {
   private let resultBytes: Int
   private let operandBytes: [Int]
 
-  /// Output pixels side by side.
+  /// Output pixels side by side, and as many behind them, `repeats` times.
   private struct Run: Sendable {
     var x: Int
+    var repeats = 1
     /// Window columns within the input of the first pixel; means have only runs where those of all are
     /// equal.
     var columns: Int
@@ -65,12 +67,13 @@ package final class WindowPlan: Sendable {
   }
 
   /// Plans windows; `shape` has as many output as input channels, its groups do not matter. `inputPitch` and
-  /// `resultPitch` are the elements from one pixel to the next where there are gaps between them; `channelBlock` is
-  /// the channels that are computed before the next ones, nil for all.
+  /// `resultPitch` are the elements from one pixel to the next where there are gaps between them; `channelBlock` and
+  /// `columnBlock` are the channels and about the columns that are computed before the next ones, nil for all.
   package init(
     _ mode: Mode, _ shape: ConvShape, isa: ISA = .current, epilogue: ScalarExpr = .input(0),
     operands: [EpilogueOperand] = [], types: ProductTypes = ProductTypes(),
-    inputType: DataType = .float32, inputPitch: Int? = nil, resultPitch: Int? = nil, channelBlock: Int? = nil
+    inputType: DataType = .float32, inputPitch: Int? = nil, resultPitch: Int? = nil, channelBlock: Int? = nil,
+    columnBlock: Int? = nil
   ) throws(ApusError) {
     guard isa != .portable, shape.isValid, types.kind != .int8,
       ElementAccess.supports(inputType, isa), mode == .maximum || inputType.isFloat,
@@ -104,7 +107,8 @@ package final class WindowPlan: Sendable {
     blocks = stride(from: 0, to: shape.inChannels, by: block).map { $0..<min(shape.inChannels, $0 + block) }
     let inside = (0..<shape.outWidth).map { Self.columns(shape, $0) }
     let stretches = mode == .average ? Self.columnRuns(shape).map { $0.1 } : [shape.outWidth]
-    var runs: [Run] = []
+    var runs: [[Run]] = [[]]
+    var start = 0
     var kernels: [WindowKernel] = []
     var known: [WindowKernel.Shape: Int] = [:]
     var first = 0
@@ -125,8 +129,18 @@ package final class WindowPlan: Sendable {
         known[shape] = kernels.count
         kernels.append(try WindowKernel(shape))
       }
-      runs.append(
-        Run(x: first, columns: inside[first].count, kernel: known[window] ?? 0, lastKernel: known[last] ?? 0))
+      let run = Run(x: first, columns: inside[first].count, kernel: known[window] ?? 0, lastKernel: known[last] ?? 0)
+      if first + size - start > columnBlock ?? .max, first > start {
+        runs.append([])
+        start = first
+      }
+      var own = runs.removeLast()
+      if let before = own.last, before.kernel == run.kernel, before.lastKernel == run.lastKernel {
+        own[own.count - 1].repeats += 1
+      } else {
+        own.append(run)
+      }
+      runs.append(own)
       first += size
     }
     self.runs = runs
@@ -145,6 +159,16 @@ package final class WindowPlan: Sendable {
     return Set([most, most / 2 / blockUnit * blockUnit]).filter { $0 > 0 }.sorted(by: >)
   }
 
+  /// Blocks of columns that are worth trying, of all channels: where not even a few channels of whole rows fit.
+  package static func columnBlocks(_ shape: ConvShape, elementBytes: Int) -> [Int] {
+    let columnBytes = min(shape.kernelHeight, shape.inHeight) * shape.inChannels * shape.strideWidth * elementBytes
+    let most = firstLevelBytes / max(1, columnBytes)
+    guard most >= leastColumns, most < shape.outWidth, shape.outHeight > 1 else { return [] }
+    return [most]
+  }
+
+  /// Fewer make the columns that two blocks read weigh.
+  private static let leastColumns = 14
   /// Half of what first-level caches hold: results pass through it, too.
   private static let firstLevelBytes = 24 << 10
   /// Two vectors.
@@ -197,10 +221,14 @@ package final class WindowPlan: Sendable {
 
   /// Computes some rows of one image on the calling thread.
   func run(image: Int, rows: Range<Int>, _ addresses: WindowAddresses) {
-    for block in blocks { run(image: image, rows: rows, block, addresses) }
+    for block in blocks {
+      for runs in runs { run(image: image, rows: rows, runs, block, addresses) }
+    }
   }
 
-  private func run(image: Int, rows: Range<Int>, _ block: Range<Int>, _ addresses: WindowAddresses) {
+  private func run(
+    image: Int, rows: Range<Int>, _ runs: [Run], _ block: Range<Int>, _ addresses: WindowAddresses
+  ) {
     let s = shape
     let isLast = block.upperBound == s.inChannels
     let pixel = inputStep
@@ -223,6 +251,7 @@ package final class WindowPlan: Sendable {
           arguments[WindowKernel.Argument.output] =
             addresses.output &+ (number * resultPitch + block.lowerBound) * resultBytes
           arguments[WindowKernel.Argument.rows] = rows.count
+          arguments[WindowKernel.Argument.repeats] = run.repeats
           arguments[WindowKernel.Argument.factor] = factor(rows.count * run.columns)
           if let values = addresses.operands {
             for (index, kind) in operands.enumerated() {

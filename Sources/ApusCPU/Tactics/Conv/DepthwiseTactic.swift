@@ -31,6 +31,7 @@ struct DepthwiseTactic: Tactic {
     let bytes = conv.types.kind == .bfloat16 ? 2 : 4
     return [TacticConfiguration()]
       + WindowPlan.channelBlocks(conv.shape, elementBytes: bytes).map { ["channels": $0] }
+      + WindowPlan.columnBlocks(conv.shape, elementBytes: bytes).map { ["columns": $0] }
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
@@ -47,7 +48,8 @@ struct DepthwiseTactic: Tactic {
       .depthwise, conv.shape, isa: isa, epilogue: conv.anchored.epilogue,
       operands: conv.anchored.extras, types: conv.types,
       inputType: conv.types.kind == .bfloat16 ? .bfloat16 : .float32,
-      inputPitch: conv.inputPitch, resultPitch: conv.resultPitch, channelBlock: configuration["channels"])
+      inputPitch: conv.inputPitch, resultPitch: conv.resultPitch, channelBlock: configuration["channels"],
+      columnBlock: configuration["columns"])
     return WindowTacticKernel(
       plan: plan, weightArgument: 1, argumentCount: problem.inputs.count, extrasFrom: 2, pool: pool)
   }

@@ -124,7 +124,7 @@ enum DepthwiseConvolutions: ProblemFamily {
             groups: channels)
           result.append(try shape.problem(&make, types, epilogue: epilogue, padValue: 9))
         }
-        // So wide that its channels are computed in blocks.
+        // So wide that its channels, or its columns, are computed in blocks.
         for (width, channels) in [(61, 77), (130, 64)] {
           let shape = ConvolutionCase(
             batch: 2, size: [5, width], channels: (channels, channels), kernel: [3, 3], pads: [1, 1, 1, 1],

@@ -188,7 +188,9 @@ final class KernelBench {
     guard place != .cached, problem.inputs.contains(where: { $0?.constant != nil }) else { return }
     if place == .shared { return Self.read(Self.others) }
     for (index, input) in problem.inputs.enumerated() where input?.constant != nil {
-      if let memory = packed[index]?.memory ?? inputMemory[index]?.memory { library.backend.evict(memory) }
+      // What an earlier candidate packed is not what this one reads.
+      let isPacked = compiled.packing[index] != nil && input?.packing == nil
+      if let memory = isPacked ? packed[index]?.memory : inputMemory[index]?.memory { library.backend.evict(memory) }
     }
   }
 

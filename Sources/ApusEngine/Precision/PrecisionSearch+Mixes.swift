@@ -8,13 +8,15 @@ extension PrecisionSearch {
   /// One way to compute a unit, and the error it adds.
   typealias Option = (choice: [String: Precision], cost: PrecisionKnapsack.Option)
 
-  /// What there is for each unit.
+  /// What there is for each unit, each way once.
   func options(_ errors: Errors, _ times: Times) -> [[Option]] {
     units.compactMap { unit in
-      let options = times.compactMap { unit.option($0) }.map { option in
+      var options: [Option] = []
+      for option in times.compactMap({ unit.option($0) })
+      where !options.contains(where: { $0.choice == option.choice }) {
         let errors = option.choice.map { error($0.key, $0.value, errors) ?? .infinity }.sorted()
-        return Option(
-          option.choice, PrecisionKnapsack.Option(seconds: option.seconds, error: errors.reduce(0, +)))
+        options.append(
+          Option(option.choice, PrecisionKnapsack.Option(seconds: option.seconds, error: errors.reduce(0, +))))
       }
       return options.isEmpty ? nil : options
     }

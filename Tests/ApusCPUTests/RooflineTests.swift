@@ -27,14 +27,42 @@ import ApusCPU
       operations: [.float32: 1e9, .int8: 4e9],
       traffic: [.init(footprint: 1000, rate: 1e9), .init(footprint: .max, rate: 1e6)])
     let small = product(.float32, m: 4, n: 4, k: 4)
-    #expect(small.operations == 128 && small.bytes == 192 && small.type == .float32)
+    #expect(small.operationsByType == [.float32: 128] && small.bytes == 192)
     #expect(roof.leastSeconds(small) == 192 / 1e9)
     let bytes = product(.uint8, m: 64, n: 64, k: 64)
-    #expect(bytes.type == .int8)
+    #expect(Array(bytes.operationsByType.keys) == [.int8])
     // 524,288 operations take 0.13 ms, but 24,576 bytes from far away 25.
     #expect(roof.leastSeconds(bytes) == bytes.bytes / 1e6)
     let near = Roofline(operations: roof.operations, traffic: [.init(footprint: .max, rate: 1e12)])
     #expect(near.leastSeconds(bytes) == bytes.operations / 4e9)
+  }
+
+  @Test func eachStageOfAChainCountsByItsType() throws {
+    // A depthwise convolution in BF16 has no pairs to sum, the 1x1 convolution behind it has.
+    let window = Conv(strides: [1, 1], pads: [1, 1, 1, 1], group: 4, channelsLast: true)
+    let product = Conv(channelsLast: true, sumType: .float32)
+    let filters = try Tensor([Float](repeating: 1, count: 36), shape: [3, 3, 1, 4]).converted(to: .bfloat16)
+    let weights = try Tensor([Float](repeating: 1, count: 12), shape: [1, 1, 4, 3]).converted(to: .bfloat16)
+    let work = KernelWork(
+      Problem(
+        op: Chain(
+          [
+            Fused(anchor: window, anchorInputCount: 2, epilogue: Epilogue(.cast(.input(0), .bfloat16), extraCount: 0)),
+            product,
+          ], operandCounts: [1, 1]),
+        inputs: [
+          operand(.bfloat16, [1, 5, 5, 4]),
+          Problem.Operand(dataType: .bfloat16, shape: [3, 3, 1, 4], constant: filters),
+          Problem.Operand(dataType: .bfloat16, shape: [1, 1, 4, 3], constant: weights),
+        ],
+        outputs: [operand(.float32, [1, 5, 5, 3])]))
+    #expect(Set(work.operationsByType.keys) == [.float32, .bfloat16])
+    #expect(work.operationsByType[.float32]! >= 25 * 4 * 18 && work.operationsByType[.bfloat16]! >= 25 * 3 * 8)
+    #expect(abs(work.operations - work.operationsByType.values.reduce(0, +)) < 1e-9)
+    let roof = Roofline(
+      operations: [.float32: 1e9, .bfloat16: 2e9], traffic: [.init(footprint: .max, rate: 1e12)])
+    let least = work.operationsByType[.float32]! / 1e9 + work.operationsByType[.bfloat16]! / 2e9
+    #expect(abs(roof.leastSeconds(work) - least) < 1e-15)
   }
 
   @Test func theHostIsMeasured() throws {

@@ -36,8 +36,7 @@ extension ExecutionContext {
       if step > 0 {
         let done = instance.plan.steps[step - 1]
         var work = KernelWork(done.problem)
-        work.operations *= Double(instance.plan.repeats)
-        work.bytes *= Double(instance.plan.repeats)
+        work.multiply(by: instance.plan.repeats)
         // Members of a batch add up.
         if instance.plan.repeats > 1, times.count == instance.plan.steps.count {
           times[step - 1].seconds += now - last

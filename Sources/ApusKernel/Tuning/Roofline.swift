@@ -1,6 +1,8 @@
 // Part of Apus, an inference optimizer and runtime.
 // SPDX-License-Identifier: Apache-2.0
 
+import ApusGraph
+import ApusOps
 import ApusTensor
 
 /// What a device reaches at most, as measured: the bound of S. Williams, A. Waterman and D. Patterson, "Roofline: an
@@ -34,9 +36,11 @@ public struct Roofline: Sendable, Hashable {
   /// The seconds that the device cannot do some work in less than. Algorithms that need fewer operations than the
   /// direct one can.
   public func leastSeconds(_ work: KernelWork) -> Double {
-    let peak = operations[work.type] ?? operations[.float32] ?? .infinity
+    let computing = work.operationsByType.map { type, count in
+      count / (operations[type] ?? operations[.float32] ?? .infinity)
+    }.sorted().reduce(0, +)
     let level = traffic.first { Double($0.footprint) >= work.bytes } ?? traffic.last
-    return max(work.operations / peak, work.bytes / (level?.rate ?? .infinity))
+    return max(computing, work.bytes / (level?.rate ?? .infinity))
   }
 
   /// The share of the bound that work done in so many seconds reaches; nil for unknown work.
@@ -47,22 +51,43 @@ public struct Roofline: Sendable, Hashable {
 
 /// What a problem asks of a device.
 public struct KernelWork: Sendable, Hashable {
-  /// Arithmetic operations of the direct algorithm.
-  public var operations: Double
+  /// Arithmetic operations of the direct algorithm, by the type of what is multiplied: `int8` for bytes of either kind.
+  /// A chain may multiply several types.
+  public var operationsByType: [DataType: Double] = [:]
   /// Bytes that are read and written at least.
   public var bytes: Double
-  /// The type of what is multiplied: `int8` for bytes of either kind.
-  public var type: DataType
+
+  /// All operations.
+  public var operations: Double { operationsByType.values.sorted().reduce(0, +) }
 
   /// The work of a problem.
   public init(_ problem: Problem) {
     let cost = problem.cost
-    operations = cost.operations
     bytes = cost.bytes
-    switch problem.inputs.first??.dataType {
-    case .uint8, .int8: type = .int8
-    case .bfloat16: type = .bfloat16
-    default: type = .float32
+    for stage in (try? problem.stages()) ?? [problem] {
+      operationsByType[Self.type(stage), default: 0] += stage.cost.operations
     }
+  }
+
+  /// The same work several times.
+  public mutating func multiply(by count: Int) {
+    operationsByType = operationsByType.mapValues { $0 * Double(count) }
+    bytes *= Double(count)
+  }
+
+  private static func type(_ problem: Problem) -> DataType {
+    switch problem.inputs.first??.dataType {
+    case .uint8, .int8: .int8
+    // Products of narrow floats are summed in pairs, which a channel alone has not.
+    case .bfloat16: isDepthwise(problem) ? .float32 : .bfloat16
+    default: .float32
+    }
+  }
+
+  private static func isDepthwise(_ problem: Problem) -> Bool {
+    guard let conv = ((problem.op as? Fused)?.anchor ?? problem.op) as? Conv, conv.isChannelsLast,
+      let channels = problem.inputs[0]?.shape.last
+    else { return false }
+    return conv.group > 1 && conv.group == channels
   }
 }

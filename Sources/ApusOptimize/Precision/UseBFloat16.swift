@@ -92,7 +92,7 @@ public struct UseBFloat16: Pass {
       return try FloatRounding.bfloat16(
         weights, axis: 0, (node.op as? Conv).flatMap { RowRounding(windowsOf: weights, dilations: $0.dilations) })
     }
-    return try known.narrow(isScaled ? node.name : "\(node.name) unscaled") { () throws(ApusError) in
+    return try known.narrow(node.name, isScaled: isScaled) { () throws(ApusError) in
       try FloatRounding.bfloat16(weights, axis: node.op is Conv ? 0 : 1, moments.rounding)
     }
   }

@@ -147,7 +147,12 @@ extension InsertQuantization {
 /// for one network, table and options.
 public final class RoundedWeights: Sendable {
   private let results = Mutex<[String: WeightQuantization.Result]>([:])
-  private let narrow = Mutex<[String: Tensor]>([:])
+  private let narrow = Mutex<[NarrowKey: Tensor]>([:])
+
+  private struct NarrowKey: Hashable {
+    let node: String
+    let isScaled: Bool
+  }
 
   /// None yet.
   public init() {}
@@ -162,11 +167,13 @@ public final class RoundedWeights: Sendable {
     return result
   }
 
-  /// The weights of a node in a narrower float type, rounded by `round` the first time.
-  func narrow(_ node: String, _ round: () throws(ApusError) -> Tensor) throws(ApusError) -> Tensor {
-    if let known = narrow.withLock({ $0[node] }) { return known }
+  /// The weights of a node in a narrower float type, rounded by `round` the first time; `isScaled` where channels that
+  /// depthwise convolutions read are scaled, which changes the weights.
+  func narrow(_ node: String, isScaled: Bool, _ round: () throws(ApusError) -> Tensor) throws(ApusError) -> Tensor {
+    let key = NarrowKey(node: node, isScaled: isScaled)
+    if let known = narrow.withLock({ $0[key] }) { return known }
     let result = try round()
-    narrow.withLock { $0[node] = result }
+    narrow.withLock { $0[key] = result }
     return result
   }
 }

@@ -102,6 +102,13 @@ def test_texts(arguments, word, engine):
     assert word in result.stdout
 
 
+def test_inspect_prints_what_users_should_know(tmp_path):
+    plan = tmp_path / "random.plan"
+    result = apus("build", MODEL, "-o", plan, "--precision", "int8", "--calibration", "random:4", "--level", 0)
+    assert "calibrated with random numbers" in result.stderr
+    assert "calibrated with random numbers" in apus("inspect", plan).stdout
+
+
 def test_failures_exit_with_1_and_name_the_file(engine, images, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(MODEL.read_bytes()[:1000])

@@ -52,6 +52,7 @@ struct InspectCommand: ParsableCommand {
     for input in engine.inputs { Terminal.line("input    \(input.name): \(input.type)") }
     for output in engine.outputs { Terminal.line("output   \(output.name): \(output.type)") }
     Terminal.line("weights  \(engine.constantByteCount) bytes")
+    for note in engine.report.notes { Terminal.line("note     \(note)") }
     if !engine.isReference {
       if let memory = try engine.memoryPlan(configuration) {
         Terminal.line(

@@ -9,7 +9,8 @@ import ApusTensor
 /// `b(a(x))` becomes a chain of `a` and `b`: a depthwise convolution with the convolution before it, the 1x1
 /// convolution behind it, or both, where nobody else reads what lies between them; or an elementwise operator with the
 /// 1x1 convolution that reads its result, such as the product that scales channels in squeeze and excitation; or
-/// a convolution and the maximum pooling that reads its result. Kernels may then compute them in strips of rows. Results stay as they are, bit for bit.
+/// a convolution and the maximum pooling that reads its result. Kernels may then compute them in strips of rows. Results
+/// stay as they are, bit for bit.
 ///
 /// Whether that is faster is not known here: the builder measures `candidates` and joins those that are. Run as
 /// a pass, all are joined.

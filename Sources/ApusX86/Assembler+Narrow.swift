@@ -55,6 +55,11 @@ extension Assembler {
     narrow(0x21, 4, to, from, mask)
   }
   /// Single precision to BF16, rounding to nearest even; `to` is half as wide as `from`.
+  /// Single precision to BF16: `low` into the lower half, `high` into the upper.
+  package func vcvtne2ps2bf16(_ to: Vec, _ high: Vec, _ low: Vec) {
+    vector(
+      VectorRow(.xF2, .m0F38, 0x72, .full, .evex), to.width, reg: to.number, second: high.number, low.encoded)
+  }
   package func vcvtneps2bf16(_ to: Vec, _ from: Vec) {
     vector(
       VectorRow(.xF3, .m0F38, 0x72, .full, .evex), from.width, reg: to.number, second: 0,
@@ -123,6 +128,12 @@ extension Assembler {
   package func vpermt2b(_ to: Vec, _ order: Vec, _ upper: some VectorOperand) {
     vector(
       VectorRow(.x66, .m0F38, 0x7D, .fullMemory, .evex), to.width, reg: to.number,
+      second: order.number, upper.encoded)
+  }
+  /// 16-bit elements of `to` and `upper`, 64 in all, at the places that the low bits of `order` give.
+  package func vpermt2w(_ to: Vec, _ order: Vec, _ upper: some VectorOperand) {
+    vector(
+      VectorRow(.x66, .m0F38, 0x7D, w: true, .fullMemory, .evex), to.width, reg: to.number,
       second: order.number, upper.encoded)
   }
   /// `to[i] = order[i]` counted through the lanes of `to` and then of `upper`.

@@ -215,7 +215,7 @@ import Testing
           _ = try check(problem, operands: [0], result: false, "reading \(type) \(channels)")
         }
       }
-      let name = type == .uint8 ? "cpu.conv.u8s8.depthwise" : "cpu.conv.f32.depthwise"
+      let name = type == .uint8 ? "cpu.conv.dot.depthwise" : "cpu.conv.f32.depthwise"
       if isFast(type) { #expect(seen.contains(name), "\(type)") }
     }
   }

@@ -152,11 +152,12 @@ import Testing
       let columns = (s.outChannels + 127) / 128 * 128
       let count = s.kernelHeight * s.kernelWidth * 4 * (s.inChannels / s.groups + 3) * columns
       weights = StripTests.memory(count, kind, seed: seed)
-      if kind == .int8, s.groups > 1 {
+      if stage.isDotWindow(isa) {
         // Rows that a window lacks must have zeros here.
         var generator = SeededGenerator(seed: seed)
-        let dense = try generator.tensor(.int8, shape: [s.kernelHeight, s.kernelWidth, 1, s.outChannels])
-        let packed = try ByteWindowPlan.packing(s, isa: isa).pack(dense)
+        let dense = try generator.tensor(
+          kind == .int8 ? .int8 : .bfloat16, shape: [s.kernelHeight, s.kernelWidth, 1, s.outChannels])
+        let packed = try DotWindowPlan.packing(s, kind, isa: isa).pack(dense)
         weights.raw.copyMemory(from: packed.bytes.baseAddress!, byteCount: packed.byteCount)
       }
       bias = GuardedBuffer.random(s.outChannels, seed: seed + 1)
@@ -206,8 +207,8 @@ import Testing
       plan.run(
         input: input, packedWeights: own.weights, output: output, operands: own.extras,
         workspace: workspace.raw, pool: pool)
-    } else if stage.types.kind == .int8 {
-      let plan = try ByteWindowPlan(
+    } else if stage.isDotWindow(isa) {
+      let plan = try DotWindowPlan(
         s, epilogue: stage.epilogue, operands: stage.operands, types: stage.types,
         padValue: stage.padValue, isa: isa)
       plan.run(

@@ -203,6 +203,7 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vpmovdb [rax+16], zmm21", { $0.vpmovdb(at(.rax, 16), z(21)) }),
   ("vpmovusdb [rax+16]{k2}, zmm1", { $0.vpmovusdb(at(.rax, 16), z(1), mask: k(2)) }),
   ("vpmovsdb [rax+5], zmm1", { $0.vpmovsdb(at(.rax, 5), z(1)) }),
+  ("vcvtne2ps2bf16 zmm17, zmm3, zmm28", { $0.vcvtne2ps2bf16(z(17), z(3), z(28)) }),
   ("vcvtneps2bf16 ymm17, zmm12", { $0.vcvtneps2bf16(y(17), z(12)) }),
   ("vmovdqu16 [rax+32]{k1}, ymm3", { $0.vmovdqu16(at(.rax, 32), y(3), mask: k(1)) }),
   ("vmovdqu8 zmm1{k3}{z}, [rax+64]", { $0.vmovdqu8(z(1), at(.rax, 64), mask: k(3)) }),
@@ -218,6 +219,7 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vptestmd k3, zmm21, DWORD PTR [rax+4]{1to16}", { $0.vptestmd(Mask(3), z(21), all(.rax, 4)) }),
   ("vpternlogd zmm7, zmm17, zmm20, 120", { $0.vpternlogd(z(7), z(17), z(20), 120) }),
   ("vpermb zmm1, zmm30, zmm19", { $0.vpermb(z(1), z(30), z(19)) }),
+  ("vpermt2w zmm21, zmm30, zmm9", { $0.vpermt2w(z(21), z(30), z(9)) }),
   ("vinserti32x4 zmm20, zmm3, XMMWORD PTR [rsi+32], 2", {
     $0.vinserti32x4(z(20), z(3), Address(.rsi, 32), 2)
   }),

@@ -17,6 +17,10 @@ package enum ElementAccess {
     }
   }
 
+  /// Whether two vectors side by side are stored with less work together: each conversion to BF16 takes as much as
+  /// that of both.
+  static func pairs(_ type: DataType, _ isa: ISA) -> Bool { type == .bfloat16 && isa == .avx512 }
+
   /// Whether lanes loaded from elements of the type are integers.
   static func isInteger(_ type: DataType) -> Bool { type.isInteger }
 
@@ -64,6 +68,12 @@ extension Assembler {
       vmovdqu16(to, from.at(.ymm), mask: mask)
     default: storeTail(to, from, tail)
     }
+  }
+
+  /// Stores two vectors of lanes side by side, of a type that pairs. The registers may be changed.
+  func storeElements(_ to: Address, _ first: Vec, _ second: Vec) {
+    vcvtne2ps2bf16(first, second, first)
+    vmovups(to, first)
   }
 
   /// Puts the lowest byte of every 32-bit lane side by side (AVX2), with no register but the one.

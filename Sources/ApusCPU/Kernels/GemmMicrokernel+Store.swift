@@ -204,7 +204,7 @@ extension MicrokernelGenerator {
     }
     var registers = (0..<isa.registerCount).map { Vec($0, width) }
     if case .lanes(let lanes, _) = tail { registers.removeAll { $0 == lanes } }
-    let sums = registers.prefix(packsBytes ? Self.bytesTogether : 1)
+    let sums = registers.prefix(packsBytes ? Self.bytesTogether : pairsResults ? 2 : 1)
     registers.removeFirst(sums.count)
     a.lea(.r11, Address(.rsp))
     let load = { (column: Int) -> Vec in
@@ -251,7 +251,7 @@ extension MicrokernelGenerator {
     var zeroPoint = 0
     func result(_ column: Int, _ sum: Vec, _ free: [Vec]) throws(ApusError) -> Vec {
       let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail, types: inputTypes) { input in
-        input == 0 ? .register(sum) : operand(input - 1, column)
+        input == 0 ? .owned(sum) : operand(input - 1, column)
       }
       let value = try emitter.emit(
         epilogue, as: shape.resultType, narrowing: packsBytes ? .packing : .truncating)
@@ -259,9 +259,22 @@ extension MicrokernelGenerator {
       return value
     }
     guard packsBytes else {
-      for column in 0..<shape.vectors {
-        let value = try result(column, sum(column), free)
-        a.storeElements(addressOfC(row, column), value, shape.resultType, tail(column))
+      var column = 0
+      while column < shape.vectors {
+        if pairsResults, column + 1 < shape.vectors, tail(column) == nil, tail(column + 1) == nil {
+          // Each result goes where its sum was.
+          let pair = [sum(column), sum(column + 1)]
+          for (index, target) in pair.enumerated() {
+            let value = try result(column + index, target, free)
+            if value != target { a.vmovups(target, value) }
+          }
+          a.storeElements(addressOfC(row, column), pair[0], pair[1])
+          column += 2
+        } else {
+          let value = try result(column, sum(column), free)
+          a.storeElements(addressOfC(row, column), value, shape.resultType, tail(column))
+          column += 1
+        }
       }
       return
     }
@@ -290,6 +303,9 @@ extension MicrokernelGenerator {
   private var packsBytes: Bool {
     shape.vectors > 1 && (shape.resultType == .uint8 || shape.resultType == .int8)
   }
+
+  /// Whether vectors of results are stored in pairs.
+  private var pairsResults: Bool { shape.vectors > 1 && ElementAccess.pairs(shape.resultType, isa) }
 
   /// Columns that the vectors from `first` on have together.
   private func columnCount(from first: Int) -> Int {

@@ -42,6 +42,11 @@ package final class StripPlan: Sendable {
     /// Whether the stage is a matrix product.
     package var isProduct: Bool { !isMaximum && !shape.isDepthwise && elementwise == nil }
 
+    /// Whether it is a depthwise convolution by dot products.
+    package func isDotWindow(_ isa: ISA) -> Bool {
+      shape.isDepthwise && elementwise == nil && !isMaximum && DotWindowPlan.takes(shape, types.kind, isa: isa)
+    }
+
     /// Describes a stage.
     package init(
       _ shape: ConvShape, epilogue: ScalarExpr = .input(0), operands: [EpilogueOperand] = [],
@@ -89,7 +94,7 @@ package final class StripPlan: Sendable {
     case product(TiledMultiply)
     case convolution(ConvPlan)
     case window(WindowPlan)
-    case byteWindow(ByteWindowPlan)
+    case dotWindow(DotWindowPlan)
     case elementwise(StripElementwise.Code)
   }
 
@@ -132,7 +137,7 @@ package final class StripPlan: Sendable {
   package init(_ stages: [Stage], rows: Int, threadCount: Int, isa: ISA = .current)
     throws(ApusError)
   {
-    guard isa != .portable, rows > 0, let last = stages.last, Self.takes(stages) else {
+    guard isa != .portable, rows > 0, let last = stages.last, Self.takes(stages, isa: isa) else {
       throw ApusError(.notYetSupported, "these convolutions have no code for strips")
     }
     batch = last.shape.batch
@@ -179,7 +184,7 @@ package final class StripPlan: Sendable {
   }
 
   /// Whether there is code for these stages in strips.
-  package static func takes(_ stages: [Stage]) -> Bool {
+  package static func takes(_ stages: [Stage], isa: ISA = .current) -> Bool {
     guard stages.count > 1 else { return false }
     for (index, stage) in stages.enumerated() {
       let s = stage.shape
@@ -198,7 +203,7 @@ package final class StripPlan: Sendable {
       } else if stage.isMaximum {
         guard index > 0, s.inChannels == s.outChannels else { return false }
       } else if s.isDepthwise {
-        if stage.types.kind == .int8, !ByteWindowPlan.takes(s) { return false }
+        if stage.types.kind == .int8, !stage.isDotWindow(isa) { return false }
       } else if s.isPixelwise {
         guard s.inChannels % stage.types.kind.interleave == 0 else { return false }
       } else {
@@ -277,9 +282,9 @@ package final class StripPlan: Sendable {
           inputType: stage.types.result))
     }
     if s.isDepthwise {
-      if kind == .int8 {
-        return .byteWindow(
-          try ByteWindowPlan(
+      if stage.isDotWindow(isa) {
+        return .dotWindow(
+          try DotWindowPlan(
             s, epilogue: stage.epilogue, operands: stage.operands, types: stage.types,
             padValue: stage.padValue, isa: isa))
       }
@@ -388,7 +393,7 @@ package final class StripPlan: Sendable {
           operands: own.extras)
       case .convolution(let plan): plan.run(image: image, rows: step.rows, addresses, operands: own.extras)
       case .window(let plan): plan.run(image: image, rows: step.rows, addresses)
-      case .byteWindow(let plan): plan.run(image: image, rows: step.rows, addresses)
+      case .dotWindow(let plan): plan.run(image: image, rows: step.rows, addresses)
       case .elementwise(let code): code.run(image: image, rows: step.rows, addresses)
       }
     }

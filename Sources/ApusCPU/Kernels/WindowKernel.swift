@@ -246,13 +246,14 @@ private struct WindowGenerator {
       a.vbroadcastss(free[0], Address(.rdi, 8 * WindowKernel.Argument.factor))
       for sum in sums { a.vmulps(sum, sum, free[0]) }
     }
+    let pairs = vectors == 2 && !masked && ElementAccess.pairs(shape.resultType, isa)
     for pixel in 0..<shape.pixels {
       for vector in 0..<vectors {
         let sum = sums[pixel * vectors + vector]
         let lane = vector * isa.lanes
         let types = [shape.inputType.isInteger ? shape.inputType : .float32] + shape.operandTypes
         let emitter = ExpressionEmitter(a, isa: isa, free: free, tail: tail, types: types) { input in
-          if input == 0 { return .register(sum) }
+          if input == 0 { return .owned(sum) }
           let bytes = ElementAccess.byteCount(types[input])
           let address = Address(operandRegisters[input - 1])
           let place: Address
@@ -263,10 +264,16 @@ private struct WindowGenerator {
           }
           return masked ? .tail(place) : .memory(place)
         }
-        let target = pixel * shape.resultPitch + lane
-        a.storeElements(
-          Address(.rcx, target * ElementAccess.byteCount(shape.resultType)),
-          try emitter.emit(shape.epilogue, as: shape.resultType), shape.resultType, tail)
+        let value = try emitter.emit(shape.epilogue, as: shape.resultType)
+        if pairs, value != sum { a.vmovups(sum, value) }
+        if pairs, vector == 0 { continue }
+        let first = pixel * shape.resultPitch + (pairs ? 0 : lane)
+        let place = Address(.rcx, first * ElementAccess.byteCount(shape.resultType))
+        if pairs {
+          a.storeElements(place, sums[pixel * vectors], sum)
+        } else {
+          a.storeElements(place, value, shape.resultType, tail)
+        }
       }
     }
   }

@@ -189,7 +189,7 @@ package final class WindowPlan: Sendable {
   }
 
   /// The window columns within the input of an output pixel.
-  private static func columns(_ shape: ConvShape, _ x: Int) -> Range<Int> {
+  static func columns(_ shape: ConvShape, _ x: Int) -> Range<Int> {
     inside(
       start: x * shape.strideWidth - shape.padLeft, step: shape.dilationWidth,
       count: shape.kernelWidth, limit: shape.inWidth)

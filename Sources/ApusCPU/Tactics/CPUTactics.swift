@@ -29,7 +29,7 @@ enum CPUTactics {
       WinogradTactic(isa: isa, pool: pool),
       ConvTransposeTactic(isa: isa, pool: pool),
       DepthwiseTactic(isa: isa, pool: pool),
-      ByteDepthwiseTactic(pool: pool),
+      DotDepthwiseTactic(pool: pool),
       StripTactic(isa: isa, pool: pool),
       ScaledConvTactic(isa: isa, pool: pool),
       RecurrentTactic(isa: isa, pool: pool),

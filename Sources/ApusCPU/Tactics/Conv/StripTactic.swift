@@ -64,8 +64,8 @@ struct StripTactic: Tactic {
         layouts[weights] = PackedLayout(
           batch: 1, rows: shape.depth, columns: shape.outChannels, width: tile.columns(isa),
           interleave: stage.types.kind.interleave, segment: ConvPlan.memberElements(shape))
-      } else if stage.types.kind == .int8, stage.elementwise == nil, !stage.isMaximum {
-        layouts[weights] = ByteWindowPlan.packing(shape)
+      } else if stage.isDotWindow(isa) {
+        layouts[weights] = DotWindowPlan.packing(shape, stage.types.kind, isa: isa)
       }
     }
     return layouts
@@ -217,7 +217,7 @@ private final class KnownChains: Sendable {
             types: conv.types, padValue: conv.padValue))
       }
     }
-    return StripPlan.takes(stages)
+    return StripPlan.takes(stages, isa: isa)
       ? .success(stages) : .failure("convolutions that cannot run in strips")
   }
 }

@@ -5,42 +5,46 @@ import ApusBase
 import ApusGraph
 import ApusTensor
 
-/// A depthwise convolution of unsigned bytes with constant signed ones, sums in 32-bit integers.
+/// A depthwise convolution by dot products: of unsigned bytes with constant signed ones, sums in 32-bit integers, or of
+/// BF16, sums in single precision.
 ///
 /// Windows that reach over the top or bottom of the image read a row of the zero point there; those over
 /// the sides have code of their own.
-package final class ByteWindowPlan: Sendable {
+package final class DotWindowPlan: Sendable {
   private let shape: ConvShape
   private let resultPitch: Int
   private let operands: [EpilogueOperand]
   private let operandBytes: [Int]
   private let resultBytes: Int
+  private let inputBytes: Int
   private let runs: [Run]
   /// For each run's number those that compute `outputRows` rows, then those that compute one.
-  private let kernels: [ByteWindowKernel]
+  private let kernels: [DotWindowKernel]
   private let outputRows: Int
   private let rowsPerTask: Int
   private let padRow: FilledRow
 
-  /// Output pixels side by side.
+  /// Output pixels side by side, and as many behind them, `repeats` times.
   private struct Run: Sendable {
     var x: Int
+    var repeats = 1
     var kernel: Int
   }
 
   /// Whether the kernels take a convolution.
-  package static func takes(_ shape: ConvShape) -> Bool {
-    shape.isValid && shape.groups == shape.inChannels && shape.groups == shape.outChannels
-      && shape.kernelHeight <= ByteWindowKernel.mostRows && shape.kernelWidth <= 16
+  package static func takes(_ shape: ConvShape, _ kind: ProductKind, isa: ISA = .current) -> Bool {
+    (kind == .int8 ? ElementAccess.supports(.uint8, isa) : kind == .bfloat16 && ElementAccess.supports(.bfloat16, isa))
+      && shape.isValid && shape.groups == shape.inChannels && shape.groups == shape.outChannels
+      && shape.kernelHeight <= DotWindowKernel.mostRows && shape.kernelWidth <= 16
       && shape.strideHeight <= 4
   }
 
   /// The order of the weights, `[kernelHeight, kernelWidth, channels]`: for each window column panels of
   /// 16 channels, the rows of a channel side by side.
-  package static func packing(_ shape: ConvShape, isa: ISA = .current) -> PackedLayout {
+  package static func packing(_ shape: ConvShape, _ kind: ProductKind, isa: ISA = .current) -> PackedLayout {
     PackedLayout(
       batch: shape.kernelWidth, rows: shape.kernelHeight, columns: shape.outChannels,
-      width: isa.lanes, interleave: 4, segment: shape.kernelHeight)
+      width: isa.lanes, interleave: kind.interleave, segment: shape.kernelHeight)
   }
 
   /// Plans a convolution.
@@ -55,8 +59,8 @@ package final class ByteWindowPlan: Sendable {
     types: ProductTypes = ProductTypes(.int8), padValue: Int = 0,
     resultPitch: Int? = nil, isa: ISA = .current, permutesBytes: Bool = CPUFeatures.host.avx512VBMI
   ) throws(ApusError) {
-    guard Self.takes(shape), types.kind == .int8, ElementAccess.supports(.uint8, isa) else {
-      throw ApusError(.notYetSupported, "these windows have no kernel on bytes")
+    guard Self.takes(shape, types.kind, isa: isa) else {
+      throw ApusError(.notYetSupported, "these windows have no kernel of dot products")
     }
     let types = types.filled(operands.count)
     self.shape = shape
@@ -65,42 +69,47 @@ package final class ByteWindowPlan: Sendable {
     self.operands = operands
     operandBytes = types.operands.map(ElementAccess.byteCount)
     resultBytes = ElementAccess.byteCount(types.result)
-    let weightVectors = shape.kernelWidth * ((shape.kernelHeight + 3) / 4)
+    let kind = types.kind
     let isWide = isa == .avx512
     let sharesRows =
-      isWide && shape.strideHeight == 1 && shape.dilationHeight == 1 && shape.kernelHeight <= 3
+      isWide && kind == .int8 && shape.strideHeight == 1 && shape.dilationHeight == 1 && shape.kernelHeight <= 3
       && shape.kernelWidth <= 3 && shape.outHeight > 1
     outputRows = sharesRows ? 2 : 1
-    let pixels = isWide ? (weightVectors <= 4 ? (sharesRows ? 7 : 14) : 8) : 6
+    let permutes = isWide && (permutesBytes || kind == .bfloat16)
+    let pixels = DotWindowKernel.mostPixels(
+      kind, columns: shape.kernelWidth, outputRows: outputRows, permutes: permutes, isa: isa)
     var runs: [Run] = []
-    var kernels: [ByteWindowKernel] = []
-    var known: [ByteWindowKernel.Shape: Int] = [:]
-    for (x, count, inside) in WindowPlan.columnRuns(shape) {
-      var first = x
-      for size in TiledMultiply.split(count, rows: pixels) {
-        let window = ByteWindowKernel.Shape(
-          pixels: size, outputRows: outputRows, outputWidth: shape.outWidth,
-          channels: shape.inChannels, resultPitch: pitch, kernelHeight: shape.kernelHeight,
-          kernelWidth: shape.kernelWidth, stride: shape.strideWidth, dilation: shape.dilationWidth,
-          inside: inside, padValue: padValue, rowBytes: shape.inWidth * shape.inChannels,
-          rowsAhead: shape.strideHeight * outputRows, epilogue: epilogue, operands: operands,
-          operandTypes: types.operands, resultType: types.result, permutesBytes: isWide && permutesBytes,
-          isa: isa)
-        if known[window] == nil {
-          known[window] = kernels.count
-          kernels.append(try ByteWindowKernel(window))
-          var last = window
-          last.outputRows = 1
-          if sharesRows { kernels.append(try ByteWindowKernel(last)) }
-        }
-        runs.append(Run(x: first, kernel: known[window] ?? 0))
-        first += size
+    var kernels: [DotWindowKernel] = []
+    var known: [DotWindowKernel.Shape: Int] = [:]
+    var first = 0
+    for size in TiledMultiply.split(shape.outWidth, rows: pixels) {
+      let window = DotWindowKernel.Shape(
+        kind: kind, inside: (first..<first + size).map { WindowPlan.columns(shape, $0) }, outputRows: outputRows,
+        outputWidth: shape.outWidth, channels: shape.inChannels, resultPitch: pitch, kernelHeight: shape.kernelHeight,
+        kernelWidth: shape.kernelWidth, stride: shape.strideWidth, dilation: shape.dilationWidth, padValue: padValue,
+        rowBytes: shape.inWidth * shape.inChannels * kind.elementBytes, rowsAhead: shape.strideHeight * outputRows,
+        epilogue: epilogue, operands: operands, operandTypes: types.operands, resultType: types.result,
+        permutes: permutes, isa: isa)
+      if known[window] == nil {
+        known[window] = kernels.count
+        kernels.append(try DotWindowKernel(window))
+        var last = window
+        last.outputRows = 1
+        if sharesRows { kernels.append(try DotWindowKernel(last)) }
       }
+      let run = Run(x: first, kernel: known[window] ?? 0)
+      if let last = runs.last, last.kernel == run.kernel {
+        runs[runs.count - 1].repeats += 1
+      } else {
+        runs.append(run)
+      }
+      first += size
     }
     self.runs = runs
     self.kernels = kernels
-    let span = (pixels - 1) * shape.strideWidth + (shape.kernelWidth - 1) * shape.dilationWidth + 1
-    padRow = FilledRow(byteCount: span * shape.inChannels, value: padValue)
+    let span = (shape.outWidth - 1) * shape.strideWidth + (shape.kernelWidth - 1) * shape.dilationWidth + 1
+    padRow = FilledRow(byteCount: span * shape.inChannels * kind.elementBytes, value: padValue)
+    inputBytes = kind.elementBytes
     let work = shape.outWidth * shape.outChannels * shape.kernelHeight * shape.kernelWidth
     let rows = max(1, min(Self.taskWork / work, shape.outHeight / 4))
     rowsPerTask = (rows + outputRows - 1) / outputRows * outputRows
@@ -135,7 +144,7 @@ package final class ByteWindowPlan: Sendable {
 
   /// Computes a row of pixels, or `outputRows` of them.
   private func rows(image: Int, _ y: Int, count: Int, _ addresses: WindowAddresses) {
-    typealias Argument = ByteWindowKernel.Argument
+    typealias Argument = DotWindowKernel.Argument
     let s = shape
     let lines = s.kernelHeight + count - 1
     let firstOperand = Argument.rows + lines
@@ -145,12 +154,13 @@ package final class ByteWindowPlan: Sendable {
       for run in runs {
         let number = (image * s.outHeight + y) * s.outWidth + run.x
         let left = run.x * s.strideWidth - s.padLeft
+        arguments[Argument.repeats] = run.repeats
         arguments[Argument.output] = addresses.output &+ number * resultPitch * resultBytes
         for offset in 0..<lines {
           let line = y * s.strideHeight - s.padTop + offset * s.dilationHeight
           arguments[Argument.rows + offset] =
             line >= 0 && line < s.inHeight
-            ? addresses.input &+ ((image * s.inHeight + line) * s.inWidth + left) * s.inChannels
+            ? addresses.input &+ ((image * s.inHeight + line) * s.inWidth + left) * s.inChannels * inputBytes
             : padRow.address
         }
         if let values = addresses.operands {

@@ -6,31 +6,32 @@ import ApusGraph
 import ApusKernel
 import ApusOps
 
-/// A depthwise convolution of bytes.
-struct ByteDepthwiseTactic: Tactic {
-  let name = "cpu.conv.u8s8.depthwise"
+/// A depthwise convolution of bytes or BF16 by dot products.
+struct DotDepthwiseTactic: Tactic {
+  let name = "cpu.conv.dot.depthwise"
   let source = "jit"
   let pitches: PitchSupport = .results
   let pool: ThreadPool
 
   var lacks: String? {
-    CPUDescription.fastTypes.contains(.int8) ? nil : "needs instructions for products of bytes"
+    CPUDescription.fastTypes.contains(.int8) ? nil : "needs instructions for dot products"
   }
 
   func support(_ problem: Problem) -> Support {
     switch ConvProblem.read(problem) {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
-      guard conv.types.kind == .int8 else { return .no(because: "not a convolution of bytes") }
+      let kind = conv.types.kind
+      guard kind == .int8 || kind == .bfloat16 else { return .no(because: "not a convolution of bytes or BF16") }
       guard conv.shape.isDepthwise else { return .no(because: "channels are mixed") }
-      guard ByteWindowPlan.takes(conv.shape) else { return .no(because: "the window is too large") }
+      guard DotWindowPlan.takes(conv.shape, kind) else { return .no(because: "the window is too large") }
       return .yes
     }
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {
     guard case .success(let conv) = ConvProblem.read(problem) else { return [:] }
-    return [1: ByteWindowPlan.packing(conv.shape)]
+    return [1: DotWindowPlan.packing(conv.shape, conv.types.kind)]
   }
 
   func estimateSeconds(_ problem: Problem, _ configuration: TacticConfiguration) -> Double {
@@ -43,15 +44,15 @@ struct ByteDepthwiseTactic: Tactic {
     guard case .success(let conv) = ConvProblem.read(problem) else {
       throw ApusError(.internalError, "not a convolution")
     }
-    let plan = try ByteWindowPlan(
+    let plan = try DotWindowPlan(
       conv.shape, epilogue: conv.anchored.epilogue, operands: conv.anchored.extras,
       types: conv.types, padValue: conv.padValue, resultPitch: conv.resultPitch)
-    return ByteDepthwiseKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
+    return DotDepthwiseKernel(plan: plan, argumentCount: problem.inputs.count, pool: pool)
   }
 }
 
-struct ByteDepthwiseKernel: Kernel {
-  let plan: ByteWindowPlan
+struct DotDepthwiseKernel: Kernel {
+  let plan: DotWindowPlan
   let argumentCount: Int
   let pool: ThreadPool
   var workspaceByteCount: Int { 0 }

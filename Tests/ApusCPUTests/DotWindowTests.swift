@@ -9,8 +9,8 @@ import ApusTensor
 import ApusTestSupport
 import Testing
 
-/// Depthwise convolutions of bytes around the edges of vectors, windows and images.
-@Suite struct ByteWindowTests {
+/// Depthwise convolutions of bytes and of BF16 around the edges of vectors, windows and images.
+@Suite struct DotWindowTests {
   private let pool = ThreadPool(threadCount: 2)
 
   private func integers(_ type: DataType, _ shape: [Int], _ range: ClosedRange<Int64>) throws -> Tensor {
@@ -36,7 +36,7 @@ import Testing
   @Test(arguments: byteISAs, [true, false])
   func sumsAreExactAndPaddedWithTheZeroPoint(isa: ISA, permutesBytes: Bool) throws {
     if permutesBytes && !(isa == .avx512 && CPUFeatures.host.avx512VBMI) { return }
-    for channels in [2, 7, 8, 15, 16, 17, 27, 64, 70, 96] {
+    for channels in [2, 7, 8, 15, 16, 17, 27, 64, 70, 80, 96] {
       for s in Self.shapes(channels) {
         try check(s, padValue: 131, isa, permutesBytes)
       }
@@ -57,9 +57,9 @@ import Testing
       centred[index]
         + Double(zero) * (0..<places).reduce(0.0) { $0 + values[$1 * channels + index % channels] }
     }
-    let packed = try GuardedTensor(ByteWindowPlan.packing(s, isa: isa).pack(w))
+    let packed = try GuardedTensor(DotWindowPlan.packing(s, .int8, isa: isa).pack(w))
     let shape = [s.batch, s.outHeight, s.outWidth, channels]
-    let raw = try ByteWindowPlan(s, padValue: zero, isa: isa, permutesBytes: permutesBytes)
+    let raw = try DotWindowPlan(s, padValue: zero, isa: isa, permutesBytes: permutesBytes)
     let output = try GuardedTensor(Tensor(.int32, shape: shape))
     raw.run(input: x.raw, packedWeights: packed.raw, output: output.raw, pool: pool)
     let got = output.tensor.doubles()
@@ -71,7 +71,7 @@ import Testing
     let sum = ScalarExpr.cast(.input(0) + .input(1), .float32) * .const(1.0 / 512)
     let quantization = ScalarQuantization(
       steps: .max(.const(0), sum + ScalarExpr.cast(.input(2), .float32)), zeroPoint: 3, type: .uint8)
-    let plan = try ByteWindowPlan(
+    let plan = try DotWindowPlan(
       s, epilogue: quantization.expression, operands: [.perColumn, .full],
       types: ProductTypes(.int8, result: .uint8, operands: [.int32, .uint8]), padValue: zero, isa: isa,
       permutesBytes: permutesBytes)
@@ -88,5 +88,50 @@ import Testing
       worst = max(worst, abs(result[index] - exact))
     }
     #expect(worst == 0, "\(s)")
+  }
+
+  @Test(.enabled(if: CPUFeatures.host.avx512BF16 && testedISAs.contains(.avx512)))
+  func shortFloatsComeClose() throws {
+    for channels in [2, 15, 16, 17, 31, 32, 48, 64, 75, 96] {
+      for s in Self.shapes(channels) { try checkShortFloats(s) }
+    }
+  }
+
+  private func checkShortFloats(_ s: ConvShape) throws {
+    let channels = s.inChannels
+    var generator = SeededGenerator(seed: UInt64(channels + s.inWidth))
+    let x = try GuardedTensor(
+      generator.tensor(.bfloat16, shape: [s.batch, s.inHeight, s.inWidth, channels]))
+    let w = try generator.tensor(.bfloat16, shape: [s.kernelHeight, s.kernelWidth, channels])
+    let (elements, values) = (x.tensor.doubles(), w.doubles())
+    let exact = convReference(
+      s, GuardedBuffer(count: elements.count) { Float(elements[$0]) },
+      GuardedBuffer(count: values.count) { Float(values[$0]) })
+    let packed = try GuardedTensor(DotWindowPlan.packing(s, .bfloat16, isa: .avx512).pack(w))
+    let shape = [s.batch, s.outHeight, s.outWidth, channels]
+    let sums = try GuardedTensor(Tensor(.float32, shape: shape))
+    try DotWindowPlan(s, types: ProductTypes(.bfloat16), isa: .avx512).run(
+      input: x.raw, packedWeights: packed.raw, output: sums.raw, pool: pool)
+    let largest = exact.map(abs).max() ?? 0
+    func worst(_ got: Tensor, _ wanted: [Double], _ share: Double) {
+      let errors = zip(got.doubles(), wanted).map { abs($0 - $1) / (largest * 1e-5 + abs($1) * share) }
+      let index = errors.indices.max { errors[$0] < errors[$1] } ?? 0
+      #expect(errors[index] <= 1, "\(s) at \(index): \(got.doubles()[index]) for \(wanted[index])")
+    }
+    worst(sums.tensor, exact, 1e-5)
+
+    let bias = try GuardedTensor(generator.tensor(.float32, shape: [channels]))
+    let other = try GuardedTensor(generator.tensor(.bfloat16, shape: shape))
+    let plan = try DotWindowPlan(
+      s, epilogue: .max(.input(0) + .input(1), .const(0)) + .input(2), operands: [.perColumn, .full],
+      types: ProductTypes(.bfloat16, result: .bfloat16, operands: [.float32, .bfloat16]), isa: .avx512)
+    let output = try GuardedTensor(Tensor(.bfloat16, shape: shape))
+    plan.run(
+      input: x.raw, packedWeights: packed.raw, output: output.raw,
+      operands: [UnsafeRawPointer(bias.raw), UnsafeRawPointer(other.raw)], pool: pool)
+    let (biases, others) = (bias.tensor.doubles(), other.tensor.doubles())
+    worst(
+      output.tensor,
+      exact.indices.map { max(0, exact[$0] + biases[$0 % channels]) + others[$0] }, 1.0 / 256)
   }
 }

@@ -94,7 +94,7 @@ import Testing
     }
     for range in [0..<3, 0..<2, 1..<3] {
       let part = Array(stages[range])
-      guard StripPlan.takes(part) else {
+      guard StripPlan.takes(part, isa: isa) else {
         Issue.record("\(c) is not taken")
         continue
       }

@@ -95,12 +95,16 @@ public struct Builder: Sendable {
     _ begun: BuildReport, splitsBatch: Bool = false
   ) throws(ApusError) -> Engine {
     var (graph, report) = (network, begun)
-    let library = try tune(&graph, types, backend, start, &report)
+    let (library, isWhole) = try tune(&graph, types, backend, start, &report)
     let packing = Clock.seconds
     if !report.tuned.isEmpty {
       try PackConstants(library: library).run(on: &graph, types: types)
     }
     report.phases.append((BuildPhase.packed.rawValue, Clock.seconds - packing))
+    let hasTime = configuration.timeBudgetSeconds.map { Clock.seconds - start < $0 } ?? true
+    if isWhole, hasTime, !splitsBatch, let note = try chooseForks(graph, types, library) {
+      report.notes.append(note)
+    }
     report.totalSeconds = Clock.seconds - start
     return Engine(
       graph: graph, library: library, report: report, isReference: false, splitsBatch: splitsBatch)
@@ -128,11 +132,11 @@ public struct Builder: Sendable {
     return try TimingCache.load(path)
   }
 
-  /// Chooses kernels, and which operators are computed together.
+  /// Chooses kernels, and which operators are computed together; says whether all problems were tuned.
   private func tune(
     _ graph: inout Graph, _ types: [ValueType], _ backend: any Backend, _ start: Double,
     _ report: inout BuildReport
-  ) throws(ApusError) -> KernelLibrary {
+  ) throws(ApusError) -> (library: KernelLibrary, isWhole: Bool) {
     let begin = Clock.seconds
     let cache = try timingCache()
     let selections = TimingCache()
@@ -168,7 +172,7 @@ public struct Builder: Sendable {
     if joinsChains && !cancelled && !problems.isEmpty { try joinChains(in: &graph, types, tuner, &report) }
     if let path = configuration.timingCachePath { try cache.save(path) }
     report.phases.append((BuildPhase.tuned.rawValue, Clock.seconds - begin))
-    return library
+    return (library, !cancelled && !problems.isEmpty)
   }
 
   /// The problems at the tuned shapes. Sizes that nobody gave stand for 1, which a model may not take:

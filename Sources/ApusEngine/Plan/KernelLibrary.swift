@@ -96,6 +96,11 @@ package final class KernelLibrary: Sendable {
     throw ApusError(.unsupportedOperator, "no tactic takes \(problem.key): \(reasons)")
   }
 
+  /// Whether the build chose to run the branches of a fork side by side.
+  func runsSideBySide(_ fork: Fork, _ problem: (Int) -> Problem) -> Bool {
+    selections.entry(problem: fork.key(problem), device: selectionDevice)?.winner == Fork.sideBySide
+  }
+
   /// The first choice within the workspace limit; the portable tactic asks for none, so that it is the last resort.
   ///
   /// - Throws: `resource-limit` when all that take the weights as they were packed need more.

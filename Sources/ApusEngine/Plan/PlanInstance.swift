@@ -81,14 +81,30 @@ final class PlanInstance {
     }
   }
 
-  /// Queues every launch. `observe` is called before each one and after the last (nil: no overhead).
-  func enqueue(on stream: any ExecutionStream, observe: ((Int) throws(ApusError) -> Void)? = nil)
-    throws(ApusError)
-  {
-    for index in plan.steps.indices {
-      if let observe { try observe(index) }
-      try launch(index, on: stream)
+  /// Queues every launch; with a team, the branches of forks side by side. `observe` is called before each launch, or
+  /// fork, and after the last (nil: no overhead).
+  func enqueue(
+    on stream: any ExecutionStream, team: (branches: BranchTeam, backend: any Backend)? = nil,
+    observe: ((Int) throws(ApusError) -> Void)? = nil
+  ) throws(ApusError) {
+    var next = 0
+    func launch(to end: Int) throws(ApusError) {
+      while next < end {
+        if let observe { try observe(next) }
+        try self.launch(next, on: stream)
+        next += 1
+      }
     }
+    if let team {
+      for fork in plan.forks {
+        try launch(to: fork.steps.lowerBound)
+        if let observe { try observe(next) }
+        try stream.synchronize()
+        try team.branches.run(fork, of: self, on: team.backend)
+        next = fork.steps.upperBound
+      }
+    }
+    try launch(to: plan.steps.count)
     if let observe { try observe(plan.steps.count) }
     for copy in plan.copies {
       try stream.copy(
@@ -96,7 +112,8 @@ final class PlanInstance {
     }
   }
 
-  private func launch(_ index: Int, on stream: any ExecutionStream) throws(ApusError) {
+  /// Queues one launch.
+  func launch(_ index: Int, on stream: any ExecutionStream) throws(ApusError) {
     let step = plan.steps[index]
     do throws(ApusError) {
       try step.kernel.launch(UnsafePointer(arguments.baseAddress!) + starts[index], on: stream)

@@ -60,6 +60,8 @@ package final class StaticPlan: Sendable {
   package let steps: [Step]
   package let copies: [Copy]
   package let memory: MemoryPlan
+  /// Where branches may run side by side, in order.
+  package let forks: [Fork]
   /// How often the steps run, each time on the next part of every input and result.
   package let repeats: Int
   /// Bytes of each input, and of each result, that one repetition takes.
@@ -67,8 +69,9 @@ package final class StaticPlan: Sendable {
 
   package init(
     inputTypes: [TensorType], outputTypes: [TensorType], steps: [Step], copies: [Copy],
-    memory: MemoryPlan, repeats: Int = 1
+    memory: MemoryPlan, forks: [Fork] = [], repeats: Int = 1
   ) {
+    self.forks = forks
     self.repeats = repeats
     self.inputTypes = inputTypes
     self.outputTypes = outputTypes

@@ -10,9 +10,21 @@ import ApusTensor
 /// only renames bytes, a kernel for every other node, one arena from lifetimes, results written where
 /// the caller wants them, pointwise results over dying operands.
 package struct StaticPlanner {
-  private let library: KernelLibrary
+  /// Which forks of a network get memory for branches that run side by side.
+  package enum Forks: Sendable {
+    /// Those that the library's choices name.
+    case chosen
+    /// All, to measure them.
+    case all
+  }
 
-  package init(library: KernelLibrary) { self.library = library }
+  private let library: KernelLibrary
+  private let forks: Forks
+
+  package init(library: KernelLibrary, forks: Forks = .chosen) {
+    self.library = library
+    self.forks = forks
+  }
 
   /// A storage location shared by all values that are views of it.
   private struct Buffer {
@@ -73,15 +85,18 @@ package struct StaticPlanner {
     let hosted = try HostedValues(graph, order, views: Set(views.keys), selector: library.selector)
     let lastUse = lastUses(graph, order, views, hosted)
     var pending: [PendingStep] = []
+    var search = ForkSearch(graph)
     for id in order {
       let node = graph[id]
       if hosted.joined.contains(id) {
+        search.addConcatenation(node)
         let result = node.outputs[0]
         let home = try self.home(of: result, hosted, graph, &homes, &buffers, at: pending.count)
         touch(home, at: pending.count, &buffers)
         continue
       }
       if let offsets = views[id] {
+        search.addView(node)
         for (output, offset) in zip(node.outputs, offsets) {
           homes[output] = shifted(homes[node.inputs[0]!]!, by: offset)
           touch(homes[output]!, at: pending.count, &buffers)
@@ -91,6 +106,7 @@ package struct StaticPlanner {
       let problem = try hosted.problem(node, in: graph)
       let compiled = try library.compile(problem, node)
       let step = pending.count
+      search.addStep(node, problem)
       for input in node.inputs.compactMap({ $0 }) { touch(homes[input]!, at: step, &buffers) }
       for (index, output) in node.outputs.enumerated() {
         let bytes = try byteCount(graph[output])
@@ -116,7 +132,21 @@ package struct StaticPlanner {
           packed: try packedConstants(compiled, problem)))
     }
     let copies = try bindOutputs(graph, homes, &buffers)
-    return try assemble(graph, pending, homes, buffers, copies)
+    let forks = search.forks(lanes: library.backend.laneCount).filter { fork in
+      self.forks == .all || library.runsSideBySide(fork) { pending[$0].problem }
+    }
+    keepTogether(forks, &buffers)
+    return try assemble(graph, pending, homes, buffers, copies, forks)
+  }
+
+  /// What a branch needs at any time is kept all the time that the branches of its fork run.
+  private func keepTogether(_ forks: [Fork], _ buffers: inout [Buffer]) {
+    for fork in forks {
+      for index in buffers.indices {
+        if fork.steps.contains(buffers[index].first) { buffers[index].first = fork.steps.lowerBound }
+        if fork.steps.contains(buffers[index].last) { buffers[index].last = fork.steps.upperBound - 1 }
+      }
+    }
   }
 
   /// Where a value is made: a part of its host's buffer, or a buffer of its own. The buffer is there from
@@ -285,7 +315,7 @@ package struct StaticPlanner {
 
   private func assemble(
     _ graph: Graph, _ pending: [PendingStep], _ homes: [ValueID: Home], _ buffers: [Buffer],
-    _ copies: [PendingCopy]
+    _ copies: [PendingCopy], _ forks: [Fork]
   ) throws(ApusError) -> StaticPlan {
     let planned = buffers.indices.filter { buffers[$0].output == nil }
     let memory = MemoryPlanner.plan(
@@ -320,7 +350,7 @@ package struct StaticPlanner {
       copies: copies.map {
         StaticPlan.Copy(source: slot($0.source), output: $0.output, byteCount: $0.byteCount)
       },
-      memory: memory)
+      memory: memory, forks: forks)
   }
 
   private func types(_ graph: Graph, _ values: [ValueID]) throws(ApusError) -> [TensorType] {

@@ -100,6 +100,15 @@ final class ProgramRunner {
     return instance
   }
 
+  private var branches: BranchTeam?
+
+  private func branchTeam() throws(ApusError) -> BranchTeam {
+    if let branches { return branches }
+    let team = try BranchTeam(backend: backend)
+    branches = team
+    return team
+  }
+
   private var teams: [ObjectIdentifier: BatchTeam] = [:]
 
   private func team(for plan: StaticPlan) throws(ApusError) -> BatchTeam {
@@ -112,7 +121,8 @@ final class ProgramRunner {
   private func enqueue(_ instance: PlanInstance) throws(ApusError) {
     if checksNumerics { return try enqueueChecked(instance) }
     guard let observer else {
-      try instance.enqueue(on: stream)
+      let isForked = !instance.plan.forks.isEmpty && backend.laneCount > 1
+      try instance.enqueue(on: stream, team: isForked ? (branchTeam(), backend) : nil)
       return
     }
     let stream = stream

@@ -61,7 +61,9 @@ extension Kernel {
     conv(inputs, outputs, size, kernel, stride, groups: 1, narrow, .compute)
   }
 
-  private static let depthwiseSizes = [(32, 112, 1), (96, 112, 2), (144, 56, 1), (384, 14, 1), (960, 7, 1)]
+  private static let depthwiseSizes = [
+    (32, 112, 1), (96, 112, 2), (144, 56, 1), (64, 28, 1), (128, 14, 1), (384, 14, 1), (960, 7, 1),
+  ]
 
   private static let depthwise = depthwiseSizes.map { channels, size, stride in
     var kernel = conv(channels, channels, size, 3, stride, groups: channels, [.fp32, .bf16], .memory)

@@ -57,9 +57,11 @@ struct Measurement {
   }
 
   /// All measurements with their share of the roof: the fastest direct product in the precision for what computes
-  /// (Winograd's, counted as if they were direct, may be above it), the twin or the fastest of all for what moves
-  /// memory.
-  static func json(_ rows: [Measurement]) -> [JSON] {
+  /// (Winograd's, counted as if they were direct, may be above it), the fastest of all for what moves memory. What has a
+  /// twin may be held up by the `multipliers`, too: the larger share of both bounds counts.
+  static func json(
+    _ rows: [Measurement], multipliers: (BuilderConfiguration.Precision) -> Double
+  ) -> [JSON] {
     rows.map { row in
       let rivals = rows.filter { $0.kernel.bound == row.kernel.bound }
       let share: Double
@@ -68,8 +70,11 @@ struct Measurement {
         let direct = rivals.filter { $0.precision == row.precision && !$0.tactic.contains("winograd") }
         share = row.rate / (direct.map(\.rate).max() ?? 1)
       case .memory:
-        let twin = rows.first { $0.kernel.name == row.kernel.twin }
-        share = row.bandwidth / (twin?.bandwidth ?? rivals.map(\.bandwidth).max() ?? 1)
+        if let twin = rows.first(where: { $0.kernel.name == row.kernel.twin }) {
+          share = max(row.bandwidth / twin.bandwidth, row.rate / multipliers(row.precision))
+        } else {
+          share = row.bandwidth / (rivals.map(\.bandwidth).max() ?? 1)
+        }
       }
       return .object([
         ("name", .string(row.kernel.name)), ("precision", .string(row.precision.rawValue)),

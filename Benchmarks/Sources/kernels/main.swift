@@ -23,12 +23,18 @@ func fatal(_ text: String) -> Never {
 
 do {
   var rows: [Measurement] = []
-  for kernel in Kernel.all where only.isEmpty || kernel.name.contains(only) {
+  // A kernel is measured with its twin.
+  let twins = Kernel.all.filter { $0.name.contains(only) }.compactMap(\.twin)
+  for kernel in Kernel.all where only.isEmpty || kernel.name.contains(only) || twins.contains(kernel.name) {
     for precision in kernel.precisions {
       rows.append(try Measurement(of: kernel, precision, threads: threads))
     }
   }
-  print(JSON.array(Measurement.json(rows)).text())
+  let roof = try Devices.roofline(of: "cpu", threadCount: threads)
+  let json = Measurement.json(rows) { precision in
+    roof?.operations[precision == .bf16 ? .bfloat16 : .float32] ?? .infinity
+  }
+  print(JSON.array(json).text())
 } catch {
   fatal("\(error)")
 }

@@ -78,16 +78,8 @@ public struct KernelWork: Sendable, Hashable {
   private static func type(_ problem: Problem) -> DataType {
     switch problem.inputs.first??.dataType {
     case .uint8, .int8: .int8
-    // Products of narrow floats are summed in pairs, which a channel alone has not.
-    case .bfloat16: isDepthwise(problem) ? .float32 : .bfloat16
+    case .bfloat16: .bfloat16
     default: .float32
     }
-  }
-
-  private static func isDepthwise(_ problem: Problem) -> Bool {
-    guard let conv = ((problem.op as? Fused)?.anchor ?? problem.op) as? Conv, conv.isChannelsLast,
-      let channels = problem.inputs[0]?.shape.last
-    else { return false }
-    return conv.group > 1 && conv.group == channels
   }
 }

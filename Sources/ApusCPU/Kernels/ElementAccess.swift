@@ -76,6 +76,13 @@ extension Assembler {
     vmovups(to, first)
   }
 
+  /// The same at two places.
+  func storeElements(_ to: Address, _ first: Vec, _ other: Address, _ second: Vec) {
+    vcvtne2ps2bf16(first, second, first)
+    vmovups(to, first.at(.ymm))
+    vextractf64x4(other, first, 1)
+  }
+
   /// Puts the lowest byte of every 32-bit lane side by side (AVX2), with no register but the one.
   private func narrowToBytes(_ lanes: Vec) {
     // The bytes of each half together, the halves together, and the four-byte pieces of those.

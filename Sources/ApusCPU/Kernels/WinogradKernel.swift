@@ -194,9 +194,18 @@ struct WinogradGenerator {
       }
       for row in 0..<size {
         for column in 0..<size { a.vmovups(inputs[column], between(row, column)) }
+        let pairs = tail == nil && ElementAccess.pairs(shape.transformedType, isa)
+        var waiting: [Int: Vec] = [:]
         program.emit(a, inputs: inputs, free: free, .floats(factors)) { column, value in
-          let place = Address(.r11, (row * size + column) * shape.planeStep)
-          a.storeElements(place, value, shape.transformedType, tail)
+          func place(_ column: Int) -> Address { Address(.r11, (row * size + column) * shape.planeStep) }
+          if !pairs {
+            a.storeElements(place(column), value, shape.transformedType, tail)
+          } else if let (first, other) = waiting.popFirst() {
+            a.storeElements(place(first), other, place(column), value)
+          } else {
+            waiting[column] = value
+            return true
+          }
           return false
         }
       }
@@ -255,6 +264,8 @@ struct WinogradGenerator {
           return true
         }
         let rest = pool.filter { !results.values.contains($0) }
+        let pairs = tail == nil && ElementAccess.pairs(shape.resultType, isa)
+        var waiting: (place: Address, value: Vec)?
         for column in 0..<shape.columns {
           guard let sum = results[column] else { continue }
           if shape.padValue != 0 { a.vaddps(sum, sum, aside) }
@@ -262,7 +273,7 @@ struct WinogradGenerator {
           let pixel = row * shape.width + column
           let emitter = ExpressionEmitter(a, isa: isa, free: rest, tail: tail, types: types) {
             input in
-            if input == 0 { return .register(sum) }
+            if input == 0 { return .owned(sum) }
             let address = Address(operandRegisters[input - 1])
             let place: Address
             switch shape.operands[input - 1] {
@@ -273,9 +284,19 @@ struct WinogradGenerator {
             }
             return tail == nil ? .memory(place) : .tail(place)
           }
-          a.storeElements(
-            Address(.rcx, pixel * shape.pixelStride * resultBytes),
-            try emitter.emit(shape.epilogue, as: shape.resultType), shape.resultType, tail)
+          let value = try emitter.emit(shape.epilogue, as: shape.resultType)
+          let place = Address(.rcx, pixel * shape.pixelStride * resultBytes)
+          guard pairs, waiting != nil || column + 1 < shape.columns else {
+            a.storeElements(place, value, shape.resultType, tail)
+            continue
+          }
+          if value != sum { a.vmovups(sum, value) }
+          if let (other, first) = waiting {
+            a.storeElements(other, first, place, sum)
+            waiting = nil
+          } else {
+            waiting = (place, sum)
+          }
         }
       }
     }

@@ -32,7 +32,10 @@ extension Builder {
       let times = try trial.measure(
         runs: Self.fewestRuns...Self.mostRuns, enoughSeconds: Self.enoughSeconds)
       for index in entries.indices where entries[index] == nil {
-        let (inTurn, sideBySide) = times[index]
+        // Networks repeat forks; equal ones are one choice.
+        let equal = keys.indices.filter { keys[$0] == keys[index] }
+        let inTurn = equal.reduce(0) { $0 + times[$1].inTurn } / Double(equal.count)
+        let sideBySide = equal.reduce(0) { $0 + times[$1].sideBySide } / Double(equal.count)
         let entry = TimingCache.Entry(
           winner: sideBySide < inTurn * (1 - Self.gain) ? Fork.sideBySide : Fork.inTurn, version: Fork.version,
           measurements: [.init(id: Fork.inTurn, seconds: inTurn), .init(id: Fork.sideBySide, seconds: sideBySide)])

@@ -21,7 +21,11 @@ extension ExpressionEmitter {
       isUnsigned = true
       return Value(register: result, owned: true)
     }
-    let packs = isStored && narrowing == .packing
+    if isStored && narrowing == .packingInRange && zero == 0 {
+      assembler.vcvtps2dq(result, steps.register)
+      return Value(register: result, owned: true)
+    }
+    let packs = isStored && (narrowing == .packing || narrowing == .packingInRange)
     assembler.vminps(result, steps.register, constant(Double(range.upperBound)))
     assembler.vcvtps2dq(result, result)
     if !packs || zero < 0 { assembler.vpmaxsd(result, result, integer(range.lowerBound)) }

@@ -39,6 +39,8 @@ package final class ExpressionEmitter {
     case truncating
     /// It packs lanes into 16 bits with saturation, adds what zero point is left, and packs again.
     case packing
+    /// The same, of numbers that 32-bit integers hold as they are.
+    case packingInRange
     /// It saturates unsigned lanes where `isUnsigned` says that they are, and takes the lowest bits else.
     case saturatingUnsigned
   }

@@ -254,7 +254,7 @@ extension MicrokernelGenerator {
         input == 0 ? .owned(sum) : operand(input - 1, column)
       }
       let value = try emitter.emit(
-        epilogue, as: shape.resultType, narrowing: packsBytes ? .packing : .truncating)
+        epilogue, as: shape.resultType, narrowing: packsBytes ? packing : .truncating)
       zeroPoint = emitter.zeroPointLeft
       return value
     }
@@ -306,6 +306,8 @@ extension MicrokernelGenerator {
 
   /// Whether vectors of results are stored in pairs.
   private var pairsResults: Bool { shape.vectors > 1 && ElementAccess.pairs(shape.resultType, isa) }
+
+  private var packing: ExpressionEmitter.Narrowing { shape.stepsFit ? .packingInRange : .packing }
 
   /// Columns that the vectors from `first` on have together.
   private func columnCount(from first: Int) -> Int {
@@ -359,7 +361,7 @@ extension MicrokernelGenerator {
       if let register = storing.held[input - 1] { return .register(register) }
       return operand(input - 1, storing.addresses[input - 1], row: row, column)
     }
-    let result = try emitter.emit(epilogue, as: shape.resultType, narrowing: .packing)
+    let result = try emitter.emit(epilogue, as: shape.resultType, narrowing: packing)
     storing.zeroPoint = emitter.zeroPointLeft
     storing.results[row, default: []].append(result)
     storing.free = (storing.free + [sum]).filter { $0 != result }

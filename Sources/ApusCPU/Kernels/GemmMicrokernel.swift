@@ -74,6 +74,8 @@ package struct MicrokernelShape: Hashable, Sendable {
   package var operandTypes: [DataType]
   /// The element type of C; only sums may be accumulated in it.
   package var resultType: DataType
+  /// Whether what is rounded to bytes fits 32-bit integers.
+  package var stepsFit = false
   package var kind: ProductKind
   package var isa: ISA
   /// Cache lines that every word of K fetches from where the caller says B goes on.

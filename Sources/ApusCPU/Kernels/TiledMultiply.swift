@@ -13,6 +13,8 @@ package struct ProductTypes: Hashable, Sendable {
   package var result: DataType
   /// Those of the epilogue's extra operands.
   package var operands: [DataType]
+  /// Whether what is rounded to bytes fits 32-bit integers, whatever the operands hold.
+  package var stepsFit = false
 
   /// Names the types; operands are single precision where nothing else is said.
   package init(
@@ -173,7 +175,7 @@ package final class TiledMultiply: Sendable {
               rowsOfC: plan.patternsOfC?[index] ?? pattern.indices.map { $0 * plan.ldc },
               rowsOfOperands: plan.patternsOfC?[index] ?? pattern.indices.map { $0 * plan.ldo },
               epilogue: plan.epilogue, operands: plan.operands,
-              operandTypes: plan.types.operands, resultType: plan.types.result,
+              operandTypes: plan.types.operands, resultType: plan.types.result, stepsFit: plan.types.stepsFit,
               kind: plan.types.kind, isa: plan.isa, linesAhead: linesAhead, terms: plan.terms,
               overlap: plan.sumsTogether.map {
                 TileOverlap(rows: min(pattern.count, max(1, $0 / vectors)), words: words)

@@ -54,7 +54,8 @@ struct AnchoredProblem {
       extras.append(kind)
       extraTypes.append(operand.dataType)
     }
-    let types = Self.types(fused.anchor, inputs, problem.outputs[0].dataType, extraTypes)
+    var types = Self.types(fused.anchor, inputs, problem.outputs[0].dataType, extraTypes)
+    types?.stepsFit = Self.stepsFit(epilogue, inputs, problem.inputs.dropFirst(inputs.count))
     if let types, refusal == nil {
       do throws(ApusError) {
         _ = try ExpressionEmitter.registersNeeded(
@@ -94,6 +95,30 @@ struct AnchoredProblem {
     default: return nil
     }
     return ProductTypes(kind, result: result, operands: extras)
+  }
+
+  /// Whether a product of bytes, after everything that is done to it before it is rounded, fits 32-bit integers.
+  private static func stepsFit(
+    _ epilogue: ScalarExpr, _ inputs: ArraySlice<Problem.Operand?>, _ extras: ArraySlice<Problem.Operand?>
+  ) -> Bool {
+    guard let a = inputs.first ?? nil, let b = inputs.last ?? nil, a.dataType == .uint8, b.dataType == .int8,
+      let columns = b.shape.last, columns > 0, let steps = ScalarQuantization(epilogue)?.steps
+    else { return false }
+    // As if one column had all weights of a batch of matrices; twice that, for terms that are added to sums.
+    let largest = Double(b.count / columns) * 255 * 128 * 2
+    let extras = Array(extras)
+    let interval = steps.interval { index in
+      if index == 0 { return largest < 0x1p31 ? -largest...largest : nil }
+      guard index <= extras.count, let operand = extras[index - 1] else { return nil }
+      if let exponent = operand.largestExponent {
+        let bound = Double(sign: .plus, exponent: exponent, significand: 1)
+        return -bound...bound
+      }
+      guard operand.dataType.isInteger, operand.dataType.bitWidth <= 8 else { return nil }
+      return Double(operand.dataType.integerRange.lowerBound)...Double(operand.dataType.integerRange.upperBound)
+    }
+    // Roundings of single precision are far less than a factor of two.
+    return interval.map { $0.lowerBound > -0x1p30 && $0.upperBound < 0x1p30 } ?? false
   }
 
   private static func kind(_ operand: [Int], _ result: [Int]) -> EpilogueOperand? {

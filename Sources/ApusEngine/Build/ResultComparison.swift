@@ -21,6 +21,8 @@ package struct ResultComparison {
   package let allowed: Double
   private let scale: Double
   private let rounds: Bool
+  /// Whether what is rounded was computed from rounded numbers: one step of those may be several of the result.
+  private let roundsAgain: Bool
   private let type: DataType
   private let sumsIntegers: Bool
 
@@ -33,6 +35,7 @@ package struct ResultComparison {
     self.scale = scale
     self.type = type
     rounds = problem.op.rounds
+    roundsAgain = problem.op.roundsAgain
     // A number next to a tie may be rounded to the other side.
     let step = type.isFloat ? Self.step(type) * scale.binade : rounds ? 1 : tolerance
     allowed = max(tolerance * scale, scale > 0 || !type.isFloat ? step : 0)
@@ -58,7 +61,7 @@ package struct ResultComparison {
 
   /// Compares with the reference's values of all elements, or of those with the given indices.
   package func verdict(_ got: [Double], _ want: [Double], at indices: [Int]? = nil) -> Verdict {
-    var ties = rounds && type.isFloat ? max(2, want.count / 200) : 0
+    var ties = rounds && (type.isFloat || roundsAgain) ? max(2, want.count / 200) : 0
     // Sums of bytes near the exact ones may move a number across a tie, by a step, but not many. One in
     // twenty is ten times what Winograd's form moves, so that chance among samples refuses nothing.
     var moves = type.isInteger && rounds && sumsIntegers ? max(2, want.count / 20) : .max
@@ -93,10 +96,25 @@ package struct ResultComparison {
 }
 
 extension Operator {
+  /// What is done to each element.
+  private var region: ScalarExpr? { (self as? Fused)?.epilogue.expression ?? (self as? Pointwise)?.expression }
+
+  /// Whether rounded numbers are rounded again in a region.
+  fileprivate var roundsAgain: Bool {
+    if let chain = self as? Chain { return chain.stages.contains { $0.roundsAgain } }
+    func isRounded(_ expression: ScalarExpr) -> Bool {
+      if case .unary(.round, _) = expression { return true }
+      return false
+    }
+    return region?.contains { (expression: ScalarExpr) in
+      if case .unary(.round, let inner) = expression { return inner.contains(where: isRounded) }
+      return false
+    } ?? false
+  }
+
   /// Whether results are rounded to whole steps somewhere in a region.
   fileprivate var rounds: Bool {
     if let chain = self as? Chain { return chain.stages.contains { $0.rounds } }
-    let region = (self as? Fused)?.epilogue.expression ?? (self as? Pointwise)?.expression
     return region?.contains { (expression: ScalarExpr) in
       switch expression {
       case .unary(.round, _): true

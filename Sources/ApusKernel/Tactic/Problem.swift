@@ -34,6 +34,23 @@ public struct Problem: Sendable {
       self.pitch = pitch
     }
 
+    /// A power of two that no element exceeds, of a few that are told apart; nil for what is no constant vector of
+    /// single precision. Problems of bytes have it in their name, so that kernels may rely on it. However the vector is
+    /// packed, it has the same.
+    public var largestExponent: Int? {
+      guard let constant, dataType == .float32, constant.dataType == .float32,
+        shape.filter({ $0 != 1 }).count <= 1, count <= Self.mostBounded
+      else { return nil }
+      let largest: Float = constant.withElements { (elements: UnsafeBufferPointer<Float>) in
+        elements.reduce(0) { $1.isNaN ? .infinity : max($0, $1.magnitude) }
+      }
+      return Self.exponents.first { Double(largest) <= Double(sign: .plus, exponent: $0, significand: 1) }
+    }
+
+    private static let mostBounded = 1 << 14
+    /// What scales of products are below, and what biases are.
+    private static let exponents = [-4, 20]
+
     /// The number of elements.
     public var count: Int { shape.reduce(1, &*) }
     /// The number of rows, and of elements of each.
@@ -107,12 +124,15 @@ public struct Problem: Sendable {
   }
 
   private static func key(_ op: any Operator, _ inputs: [Operand?], _ outputs: [Operand]) -> String {
+    let hasBytes = inputs.contains { $0?.dataType == .int8 }
     let operands = inputs.map { input in
       guard let input else { return "_" }
       let type = input.text
       guard let constant = input.constant else { return type }
       let isParameter = constant.dataType.isInteger && constant.count <= 16 && input.packing == nil
-      return isParameter ? "\(type)=\(constant.integers())" : "const \(type)"
+      if isParameter { return "\(type)=\(constant.integers())" }
+      let bound = hasBytes ? input.largestExponent.map { " <= 2^\($0)" } : nil
+      return "const \(type)\(bound ?? "")"
     }
     let results = outputs.map(\.text)
     let text =

@@ -175,17 +175,3 @@ package final class DotWindowPlan: Sendable {
     }
   }
 }
-
-/// Equal bytes at an address that stays.
-private final class FilledRow: @unchecked Sendable {
-  private let memory: UnsafeMutableRawPointer
-  var address: Int { Int(bitPattern: memory) }
-
-  init(byteCount: Int, value: Int) {
-    memory = .allocate(byteCount: byteCount, alignment: 64)
-    memory.initializeMemory(
-      as: UInt8.self, repeating: UInt8(truncatingIfNeeded: value), count: byteCount)
-  }
-
-  deinit { memory.deallocate() }
-}

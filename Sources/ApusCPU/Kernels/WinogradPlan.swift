@@ -55,7 +55,7 @@ package final class WinogradPlan: Sendable {
   private let operandKinds: [EpilogueOperand]
   private let operandBytes: [Int]
   /// Rows outside the input.
-  private let outside: OutsideRow
+  private let outside: FilledRow
 
   /// Tiles.
   private struct Block: Sendable {
@@ -236,8 +236,8 @@ package final class WinogradPlan: Sendable {
     resultBytes = ElementAccess.byteCount(types.result)
     operandKinds = operands
     operandBytes = types.operands.map(ElementAccess.byteCount)
-    outside = OutsideRow(
-      byteCount: size * pixelBytes + 64, byte: padValue)
+    outside = FilledRow(
+      byteCount: size * pixelBytes + 64, value: padValue)
   }
 
   private static func inputType(_ kind: ProductKind) -> DataType {
@@ -409,18 +409,4 @@ package final class WinogradPlan: Sendable {
     case .full: pixel * shape.outChannels + band.first
     }
   }
-}
-
-/// What is read outside the input, at an address that stays.
-private final class OutsideRow: @unchecked Sendable {
-  private let memory: UnsafeMutableRawPointer
-  var address: Int { Int(bitPattern: memory) }
-
-  init(byteCount: Int, byte: Int) {
-    memory = .allocate(byteCount: byteCount, alignment: 64)
-    memory.initializeMemory(
-      as: UInt8.self, repeating: UInt8(truncatingIfNeeded: byte), count: byteCount)
-  }
-
-  deinit { memory.deallocate() }
 }

@@ -28,9 +28,14 @@ extension Builder {
     var entries = keys.map { cache.entry(problem: $0, device: device) }
     for index in entries.indices where entries[index]?.version != Fork.version { entries[index] = nil }
     if entries.contains(nil) {
-      let trial = try ForkTrial(plan, backend: backend)
-      let times = try trial.measure(
-        runs: Self.fewestRuns...Self.mostRuns, enoughSeconds: Self.enoughSeconds)
+      let times: [(inTurn: Double, sideBySide: Double)]
+      do throws(ApusError) {
+        times = try ForkTrial(plan, backend: backend).measure(
+          runs: Self.fewestRuns...Self.mostRuns, enoughSeconds: Self.enoughSeconds)
+      } catch {
+        // A network may not take any numbers; it runs without forks.
+        return "forks run their branches in turn, since they could not be measured: \(error.message)"
+      }
       for index in entries.indices where entries[index] == nil {
         // Networks repeat forks; equal ones are one choice.
         let equal = keys.indices.filter { keys[$0] == keys[index] }

@@ -45,6 +45,9 @@ package struct ResultComparison {
       && problem.inputs.prefix(2).allSatisfy { $0?.dataType.isInteger == true }
   }
 
+  /// How many steps of a result one step of what it was computed from may be; those of a swish in bytes are two to three.
+  private static let stepsOfAnother = 4.0
+
   /// The distance of neighbouring numbers of a narrow type, from one upwards.
   private static func step(_ type: DataType) -> Double {
     switch type {
@@ -73,7 +76,7 @@ package struct ResultComparison {
       if a == b || (a.isNaN && b.isNaN) { continue }
       // A NaN on one side is as wrong as can be, and must not hide among smaller differences.
       let difference = (a - b).isNaN ? .infinity : abs(a - b)
-      if difference > allowed, difference < scale / 4, ties > 0 {
+      if difference > allowed, type.isFloat ? difference < scale / 4 : difference <= Self.stepsOfAnother, ties > 0 {
         ties -= 1
         continue
       }

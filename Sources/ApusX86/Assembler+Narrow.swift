@@ -76,6 +76,8 @@ extension Assembler {
 
   /// Sums, wrapping around.
   package func vpaddw(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xFD, to, a, b) }
+  /// Sums of signed 16-bit elements, saturating.
+  package func vpaddsw(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xED, to, a, b) }
   /// Differences, wrapping around.
   package func vpsubw(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xF9, to, a, b) }
   /// Shifts by a constant to the left.

@@ -161,6 +161,8 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vpdpwssd zmm18, zmm2, zmm23", { $0.vpdpwssd(z(18), z(2), z(23)) }),
   ("vpaddw zmm1, zmm2, zmm19", { $0.vpaddw(z(1), z(2), z(19)) }),
   ("vpaddw ymm1, ymm2, ymm13", { $0.vpaddw(y(1), y(2), y(13)) }),
+  ("vpaddsw zmm1, zmm2, zmm19", { $0.vpaddsw(z(1), z(2), z(19)) }),
+  ("vpaddsw ymm1, ymm2, ymm13", { $0.vpaddsw(y(1), y(2), y(13)) }),
   ("vpsubw zmm21, zmm2, [rax+64]", { $0.vpsubw(z(21), z(2), at(.rax, 64)) }),
   ("vpsllw zmm20, zmm12, 2", { $0.vpsllw(z(20), z(12), 2) }),
   ("vpsllw ymm1, ymm12, 1", { $0.vpsllw(y(1), y(12), 1) }),

@@ -137,6 +137,8 @@ let goldenBytes: [String: String] = [
   "vpdpwssd zmm18, zmm2, zmm23": "62a26d4852d7",
   "vpaddw zmm1, zmm2, zmm19": "62b16d48fdcb",
   "vpaddw ymm1, ymm2, ymm13": "c4c16dfdcd",
+  "vpaddsw zmm1, zmm2, zmm19": "62b16d48edcb",
+  "vpaddsw ymm1, ymm2, ymm13": "c4c16dedcd",
   "vpsubw zmm21, zmm2, [rax+64]": "62e16d48f96801",
   "vpsllw zmm20, zmm12, 2": "62d15d4071f402",
   "vpsllw ymm1, ymm12, 1": "c4c17571f401",

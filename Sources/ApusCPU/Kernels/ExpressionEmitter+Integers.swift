@@ -21,11 +21,12 @@ extension ExpressionEmitter {
       isUnsigned = true
       return Value(register: result, owned: true)
     }
-    if isStored && narrowing == .packingInRange && zero == 0 {
+    if isStored && narrowing == .packingInRange {
       assembler.vcvtps2dq(result, steps.register)
+      zeroPointLeft = zero
       return Value(register: result, owned: true)
     }
-    let packs = isStored && (narrowing == .packing || narrowing == .packingInRange)
+    let packs = isStored && narrowing == .packing
     assembler.vminps(result, steps.register, constant(Double(range.upperBound)))
     assembler.vcvtps2dq(result, result)
     if !packs || zero < 0 { assembler.vpmaxsd(result, result, integer(range.lowerBound)) }

@@ -37,9 +37,9 @@ package final class ExpressionEmitter {
   package enum Narrowing {
     /// It takes the lowest bits.
     case truncating
-    /// It packs lanes into 16 bits with saturation, adds what zero point is left, and packs again.
+    /// It packs lanes into 16 bits, adds what zero point is left, and packs again, all with saturation.
     case packing
-    /// The same, of numbers that 32-bit integers hold as they are.
+    /// The same, where no number of the expression is NaN or infinite and 32-bit integers hold what is rounded last.
     case packingInRange
     /// It saturates unsigned lanes where `isUnsigned` says that they are, and takes the lowest bits else.
     case saturatingUnsigned
@@ -434,8 +434,17 @@ package final class ExpressionEmitter {
   ) throws(ApusError) -> Value? {
     switch function {
     case .minimum, .maximum:
-      // The hardware gives the second operand when either is NaN, so a NaN value goes second.
       let operand = try value(a)
+      if narrowing == .packingInRange {
+        let result = try target(operand)
+        if function == .minimum {
+          assembler.vminps(result, operand.register, constant(number))
+        } else {
+          assembler.vmaxps(result, operand.register, constant(number))
+        }
+        return Value(register: result, owned: true)
+      }
+      // The hardware gives the second operand when either is NaN, so a NaN value goes second.
       let result = try load(number)
       if function == .minimum {
         assembler.vminps(result, result, operand.register)

@@ -60,6 +60,7 @@ extension MicrokernelGenerator {
     a.push(.rbx)
     if let tail { a.prepareTail(tail, count: shape.lastColumns, scratch: .rax) }
     prepareBytes()
+    let tile = a.here()
     a.mov(.rcx, argument(Microkernel.Argument.c))
     a.mov(.rbx, argument(Microkernel.Argument.b))
     a.mov(.rax, argument(Microkernel.Argument.a))
@@ -76,6 +77,8 @@ extension MicrokernelGenerator {
       }
     }
     if let before { for piece in before.pieces { try write(piece, of: before) } }
+    leaveLinesAhead(.r11, behind: overlap.words.count)
+    goOn(to: tile)
     a.pop(.rbx)
     a.vzeroupper()
     a.ret()

@@ -15,7 +15,7 @@ extension MicrokernelGenerator {
   }
 
   /// The types of the epilogue's inputs: the sum, then the operands.
-  private var inputTypes: [DataType] { [shape.kind.sumType] + shape.operandTypes }
+  var inputTypes: [DataType] { [shape.kind.sumType] + shape.operandTypes }
 
   func store() throws(ApusError) {
     if let tail, !shape.masksB {
@@ -112,7 +112,7 @@ extension MicrokernelGenerator {
   }
 
   /// Where extra operand `index` is for vector `column` of a row of the tile.
-  private func operand(_ index: Int, _ register: R64, row: Int, _ column: Int)
+  func operand(_ index: Int, _ register: R64, row: Int, _ column: Int)
     -> ExpressionEmitter.Input
   {
     let bytes = ElementAccess.byteCount(shape.operandTypes[index])
@@ -244,7 +244,7 @@ extension MicrokernelGenerator {
 
   /// Applies the epilogue to a row and stores it. `sum` gives the register with the sums of a vector of
   /// columns, which may be changed when its epilogue has been computed; `operand` where an extra operand is.
-  private func storeRow(
+  func storeRow(
     _ row: Int, free: [Vec], sum: (Int) -> Vec,
     operand: @escaping (_ index: Int, _ column: Int) -> ExpressionEmitter.Input
   ) throws(ApusError) {
@@ -300,7 +300,7 @@ extension MicrokernelGenerator {
 
   /// Whether vectors of results are put together before they are stored: narrowing each on its own takes
   /// two instructions, and a store of 16 bytes.
-  private var packsBytes: Bool {
+  var packsBytes: Bool {
     shape.vectors > 1 && (shape.resultType == .uint8 || shape.resultType == .int8)
   }
 
@@ -389,9 +389,9 @@ extension MicrokernelGenerator {
     for index in stride(from: 0, to: results.count, by: 2) {
       let pair = results[index]
       a.vpackssdw(pair, pair, index + 1 < results.count ? results[index + 1] : pair)
-      if zeroPoint > 0 {
-        let zero = UInt32(zeroPoint)
-        a.vpaddw(pair, pair, a.constant(words: Array(repeating: zero << 16 | zero, count: 16)))
+      if zeroPoint != 0 {
+        let zero = UInt32(UInt16(truncatingIfNeeded: zeroPoint))
+        a.vpaddsw(pair, pair, a.constant(words: Array(repeating: zero << 16 | zero, count: 16)))
       }
       words.append(pair)
     }

@@ -78,12 +78,17 @@ package struct MicrokernelShape: Hashable, Sendable {
   package var stepsFit = false
   package var kind: ProductKind
   package var isa: ISA
+  /// Whether a call computes a run of tiles; else it is a single one.
+  package var runs = false
   /// Cache lines that every word of K fetches from where the caller says B goes on.
   package var linesAhead = 0
   /// Integers to be added to the sums of each row, and of each column.
   package var terms = SumTerms()
   /// How epilogues run beside sums, if they do.
   package var overlap: TileOverlap?
+  /// The last words of K, of which every row may be summed up for itself (`TileDrain`); zero where sums have
+  /// several parts, or too few words.
+  package var lastWords = 0
 }
 
 /// Which 32-bit integers are added to the sums: what zero points other than zero add up to.
@@ -111,7 +116,16 @@ package final class Microkernel: Sendable {
     package static let columnTerms = 8
     /// Where the lines lie that will be needed after this call.
     package static let ahead = 9
-    package static let operands = 10
+    /// Those of a whole run end here, and after them come these.
+    package static let aheadEnd = 10
+    package static let aheadStart = 11
+    /// Tiles of a run, and bytes from one to the next in A, in C and in the terms of rows; those in operands, one for
+    /// each, follow the operands.
+    package static let tiles = 12
+    package static let stepInA = 13
+    package static let stepInC = 14
+    package static let stepInTerms = 15
+    package static let operands = 16
   }
   /// Start from what C holds instead of zero.
   package static let accumulate = 1
@@ -191,6 +205,7 @@ struct MicrokernelGenerator {
   func generate() throws(ApusError) -> [UInt8] {
     if let overlap = shape.overlap { return try generate(overlap) }
     a.push(.rbx)
+    let tile = a.here()
     a.mov(.rcx, argument(Microkernel.Argument.c))
     a.mov(.rbx, argument(Microkernel.Argument.b))
     a.mov(.rsi, argument(Microkernel.Argument.batchCount))
@@ -205,19 +220,62 @@ struct MicrokernelGenerator {
       if let tail { a.prepareTail(tail, count: shape.lastColumns, scratch: .rdx) }
     }
     startSums(of: 0..<rows, from: .rax)
+    let drain = try TileDrain(self)
+    if drain != nil { prepareBytes() }
     let batch = a.here()
     a.mov(.rax, argument(Microkernel.Argument.a))
     a.add(.rax, Address(.r8))
     a.mov(.rdx, argument(Microkernel.Argument.k))
+    if let drain { leaveWords(to: drain) }
     reduce()
     a.add(.r8, 8)
     a.dec(.rsi)
     a.j(.notEqual, batch)
-    try store()
+    if let drain {
+      try store(drain)
+      leaveLinesAhead(.r9, behind: drain.words)
+    } else {
+      leaveLinesAhead(.r9)
+      try store()
+    }
+    goOn(to: tile)
     a.pop(.rbx)
     a.vzeroupper()
     a.ret()
     return try a.finish()
+  }
+
+  /// Keeps where the lines of the next tile of a run are: so many words of K further on.
+  func leaveLinesAhead(_ place: R64, behind words: Int = 0) {
+    guard shape.runs, shape.linesAhead > 0 else { return }
+    if words > 0 { a.add(place, 64 * words * shape.linesAhead) }
+    let within = a.label()
+    a.cmp(place, argument(Microkernel.Argument.aheadEnd))
+    a.j(.below, within)
+    a.mov(place, argument(Microkernel.Argument.aheadStart))
+    a.bind(within)
+    a.mov(argument(Microkernel.Argument.ahead), place)
+  }
+
+  /// The code behind a tile: goes on with the next one of a run.
+  func goOn(to tile: Label) {
+    guard shape.runs else { return }
+    typealias Argument = Microkernel.Argument
+    func move(_ index: Int, by step: Int) {
+      a.mov(.rax, argument(index))
+      a.add(.rax, argument(step))
+      a.mov(argument(index), .rax)
+    }
+    move(Argument.a, by: Argument.stepInA)
+    move(Argument.c, by: Argument.stepInC)
+    if shape.terms.perRow { move(Argument.rowTerms, by: Argument.stepInTerms) }
+    for (index, kind) in shape.operands.enumerated() where kind == .full {
+      move(Argument.operands + index, by: Argument.operands + shape.operands.count + index)
+    }
+    a.mov(.rax, argument(Argument.tiles))
+    a.dec(.rax)
+    a.mov(argument(Argument.tiles), .rax)
+    a.j(.notEqual, tile)
   }
 
   /// Integers to add to each column of sums of bytes are what the sums start from, when nothing else is
@@ -315,13 +373,13 @@ struct MicrokernelGenerator {
     }
   }
 
-  private func multiplyAdd(_ sum: Vec, _ column: Vec, _ factor: Vec) {
+  func multiplyAdd(_ sum: Vec, _ column: some VectorOperand, _ factor: Vec) {
     switch shape.kind {
-    case .float32, .float16Weights: a.vfmadd231ps(sum, column, factor)
-    case .bfloat16: a.vdpbf16ps(sum, column, factor)
+    case .float32, .float16Weights: a.vfmadd231ps(sum, factor, column)
+    case .bfloat16: a.vdpbf16ps(sum, factor, column)
     case .int8 where isa == .avx2VNNI: a.vexVpdpbusd(sum, factor, column)
     case .int8: a.vpdpbusd(sum, factor, column)
-    case .int16: a.vpdpwssd(sum, column, factor)
+    case .int16: a.vpdpwssd(sum, factor, column)
     }
   }
 }

@@ -63,7 +63,7 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
     }
   }
 
-  private static let leastResults = 400_000
+  private static let leastResults = 100_000
 
   /// The share of the peak that this tile reaches for `n` columns and rows that come in runs of `run`
   /// (all rows of a matrix, or the pixels of one output row), `stride` elements apart in A. Fitted to

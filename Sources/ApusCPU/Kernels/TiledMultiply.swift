@@ -128,6 +128,7 @@ package final class TiledMultiply: Sendable {
   private let operandBytes: [Int]
   // What the innermost loop reads is in tables of its own, where nothing is retained.
   private let tileTable: StableTable<Tile>
+  private let steps: StableTable<TileStep>
   private let codes: StableTable<Code>
   private let fullOperands: StableTable<FullOperand>
 
@@ -148,6 +149,7 @@ package final class TiledMultiply: Sendable {
     tasks = Tasks(plan, panels: panels)
     offsets = StableTable(plan.offsets)
     tileTable = StableTable(plan.tiles)
+    steps = StableTable(TileStep.all(plan))
     let operandBytes = plan.types.operands.map(ElementAccess.byteCount)
     self.operandBytes = operandBytes
     fullOperands = StableTable(
@@ -176,10 +178,10 @@ package final class TiledMultiply: Sendable {
               rowsOfOperands: plan.patternsOfC?[index] ?? pattern.indices.map { $0 * plan.ldo },
               epilogue: plan.epilogue, operands: plan.operands,
               operandTypes: plan.types.operands, resultType: plan.types.result, stepsFit: plan.types.stepsFit,
-              kind: plan.types.kind, isa: plan.isa, linesAhead: linesAhead, terms: plan.terms,
+              kind: plan.types.kind, isa: plan.isa, runs: true, linesAhead: linesAhead, terms: plan.terms,
               overlap: plan.sumsTogether.map {
                 TileOverlap(rows: min(pattern.count, max(1, $0 / vectors)), words: words)
-              })))
+              }, lastWords: TileDrain.words(plan))))
       }
     }
     self.kernels = kernels
@@ -269,7 +271,7 @@ package final class TiledMultiply: Sendable {
     let (slow, fast) = (task / tasks.panelTasks).quotientAndRemainder(
       dividingBy: plan.groupsShareRows ? plan.groups.count : tasks.blocksOfRows)
     let (group, block) = plan.groupsShareRows ? (fast, slow) : (slow, fast)
-    let words = Microkernel.Argument.operands + plan.operands.count
+    let words = Microkernel.Argument.operands + 2 * plan.operands.count
     withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { arguments in
       guard let arguments = arguments.baseAddress else { return }
       let firstPanel = columnTask * tasks.panelsPerTask
@@ -292,7 +294,7 @@ package final class TiledMultiply: Sendable {
     tiles: Range<Int>, firstRow: Int, a: Int, b: Int, c: Int,
     operands: UnsafePointer<UnsafeRawPointer>
   ) {
-    let words = Microkernel.Argument.operands + plan.operands.count
+    let words = Microkernel.Argument.operands + 2 * plan.operands.count
     withUnsafeTemporaryAllocation(of: Int.self, capacity: words) { arguments in
       guard let arguments = arguments.baseAddress else { return }
       compute(
@@ -327,26 +329,36 @@ package final class TiledMultiply: Sendable {
         arguments[Argument.flags] =
           (index > 0 ? Microkernel.accumulate : 0)
           | (index == plan.blocks.count - 1 ? Microkernel.finish : 0)
-        var ahead = Ahead(
-          of: arguments[Argument.b], words: block.k * block.count, panelBytes: panelBytes,
-          lines: linesAhead)
-        for number in tiles {
+        let ahead = Ahead(
+          of: arguments[Argument.b], words: block.k * block.count, panelBytes: panelBytes)
+        arguments[Argument.ahead] = ahead.place
+        arguments[Argument.aheadEnd] = ahead.end
+        arguments[Argument.aheadStart] = arguments[Argument.b]
+        var number = tiles.lowerBound
+        while number < tiles.upperBound {
           let tile = tileTable.base[number]
-          arguments[Argument.ahead] = ahead.next()
+          let step = steps.base[number]
           let row = firstRow + tile.row
           let place = column + group.c
           arguments[Argument.a] = a &+ tile.offsetInA
+          arguments[Argument.stepInA] = step.inA
           arguments[Argument.c] = c &+ ((tile.placeInC ?? row * plan.ldc) + place) * bytesOfC
+          arguments[Argument.stepInC] = step.inC * bytesOfC
           arguments[Argument.rowTerms] = terms.rows + tile.row * 4
+          arguments[Argument.stepInTerms] = step.rows * 4
           if let operands {
             for position in 0..<fullOperands.count {
               let operand = fullOperands.base[position]
               arguments[Argument.operands + operand.index] =
                 Int(bitPattern: operands[operand.index])
                 + ((tile.placeInC ?? row * plan.ldo) + place) * operand.byteCount
+              arguments[Argument.operands + plan.operands.count + operand.index] = step.inOperands * operand.byteCount
             }
           }
+          let count = min(step.tiles, tiles.upperBound - number)
+          arguments[Argument.tiles] = count
           codes[tile.pattern](arguments)
+          number += count
         }
       }
     }
@@ -362,38 +374,28 @@ package final class TiledMultiply: Sendable {
     }
   }
 
-  /// What a tile's lines of B to come are: behind a block of K lies the next one, of the same panel or of
-  /// the next, and each tile fetches its share of it into the second-level cache.
+  /// What the lines of B to come are: behind a block of K lies the next one, of the same panel or of the next,
+  /// and each tile fetches its share of it into the second-level cache. With nothing left, tiles fetch lines that are
+  /// there already.
   private struct Ahead {
-    private let start: Int
-    private let end: Int
-    private let share: Int
-    private var place: Int
+    let place: Int
+    let end: Int
 
     /// Blocks of B of more bytes than this are not fetched as a whole, but a little ahead of their use.
     private static let largest = 384 << 10
     private static let distance = 16 << 10
 
-    init(of block: Int, words: Int, panelBytes: Int, lines: Int) {
+    init(of block: Int, words: Int, panelBytes: Int) {
       let bytes = words * panelBytes
-      start = block
       place = block + (bytes <= Self.largest ? bytes : Self.distance)
       end = place + (bytes <= Self.largest ? bytes : 1)
-      share = words * lines * 64
-    }
-
-    mutating func next() -> Int {
-      // With nothing left, lines that are there already.
-      guard place < end else { return start }
-      defer { place += share }
-      return place
     }
   }
 
-  /// Sizes of tiles for `count` rows of at most `rows` each, as even as possible.
+  /// Sizes of tiles for `count` rows of at most `rows` each, as even as possible, the larger ones first.
   package static func split(_ count: Int, rows: Int) -> [Int] {
     let tiles = (count + rows - 1) / rows
-    return (0..<tiles).map { (count * ($0 + 1)) / tiles - (count * $0) / tiles }
+    return (0..<tiles).map { count / tiles + ($0 < count % tiles ? 1 : 0) }
   }
 }
 

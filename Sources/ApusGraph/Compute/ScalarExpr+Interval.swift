@@ -5,8 +5,13 @@ import ApusTensor
 
 extension ScalarExpr {
   /// Numbers that enclose every value of the expression, given those of its inputs, but for roundings; nil where that is
-  /// not known. Functions of few uses are not looked into.
+  /// not known or single precision might overflow on the way. Functions of few uses are not looked into.
   public func interval(_ input: (Int) -> ClosedRange<Double>?) -> ClosedRange<Double>? {
+    guard let found = enclosure(input), found.lowerBound > -0x1p100, found.upperBound < 0x1p100 else { return nil }
+    return found
+  }
+
+  private func enclosure(_ input: (Int) -> ClosedRange<Double>?) -> ClosedRange<Double>? {
     switch self {
     case .input(let index): return input(index)
     case .const(let number): return number.isFinite ? number...number : nil

@@ -176,8 +176,9 @@ public struct Fused: SampledOperator, CostedOperator, TolerantOperator {
   public func operations(inputs: [TensorType?], outputs: [TensorType]) -> Double {
     let elements = (outputs.first?.shape ?? []).reduce(1.0) { $0 * Double($1) }
     let own = Array(inputs.prefix(max(0, anchorInputCount)))
-    return anchor.cost(inputs: own, outputs: outputs).operations
-      + elements * Double(epilogue.expression.nodeCount)
+    let work = anchor.cost(inputs: own, outputs: outputs).operations
+    // What is done to results that are in registers already is no work of a product.
+    return anchor is any CostedOperator ? work : work + elements * Double(epilogue.expression.nodeCount)
   }
 
   public func tolerance(_ type: DataType, inputs: [TensorType?]) -> Double {

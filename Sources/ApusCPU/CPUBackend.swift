@@ -65,8 +65,12 @@ public final class CPUBackend: Backend {
     apus_evict(start, memory.byteCount)
   }
 
-  public func roofline() throws(ApusError) -> Roofline? {
-    try CPURoofline(pool: pool, isa: CPUDescription.isa).measure()
+  public func roofline(seconds: Double) throws(ApusError) -> Roofline? {
+    try CPURoofline(pool: pool, isa: CPUDescription.isa, seconds: seconds).measure()
+  }
+
+  public func peakOperations(seconds: Double) throws(ApusError) -> [DataType: Double]? {
+    try CPURoofline(pool: pool, isa: CPUDescription.isa, seconds: seconds).operations()
   }
 
   private func address(_ pointer: UnsafeRawPointer) -> DeviceAddress {

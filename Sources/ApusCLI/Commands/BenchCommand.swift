@@ -58,20 +58,18 @@ struct BenchCommand: ParsableCommand {
   }
 
   private func printLayers(_ engine: Engine, _ inputs: [String: Tensor]) throws(ApusError) {
-    let context = try engine.makeContext()
-    _ = try context.profile(inputs)
-    var runs: [[KernelTime]] = []
-    for _ in 0..<5 { runs.append(try context.profile(inputs)) }
-    let roof = try Devices.roofline(of: engine.device.kind, threadCount: engine.device.threadCount)
-    let total = runs[0].indices.map { i in runs.map { $0[i].seconds }.min()! }.reduce(0, +)
-    for index in runs[0].indices {
-      let seconds = runs.map { $0[index].seconds }.min()!
-      let kernel = runs[0][index]
-      Terminal.line(
-        "\(Terminal.padded(Terminal.fixed(seconds * 1e6, 1), 10)) us "
-          + "\(Terminal.padded(Terminal.fixed(100 * seconds / total, 1), 5)) % "
-          + "\(Terminal.padded(Terminal.fixed(kernel.operations / seconds * 1e-9, 1), 7)) GFLOP/s "
-          + "\(Terminal.share(roof?.share(of: kernel.work, seconds)))  \(kernel.tactic)  \(kernel.name)")
+    let layers = try engine.makeContext().layerTimes(inputs)
+    let total = layers.reduce(0) { $0 + $1.kernel.seconds }
+    for layer in layers {
+      let kernel = layer.kernel
+      let columns = [
+        Terminal.padded(Terminal.fixed(kernel.seconds * 1e6, 1), 10) + " us",
+        Terminal.padded(Terminal.fixed(100 * kernel.seconds / total, 1), 5) + " %",
+        Terminal.padded(Terminal.fixed(kernel.operations / kernel.seconds * 1e-9, 1), 7) + " GFLOP/s",
+        Terminal.share(layer.share) + " ",
+        kernel.tactic + " ", kernel.name,
+      ]
+      Terminal.line(columns.joined(separator: " "))
     }
     Terminal.line("\(Terminal.fixed(total * 1e3, 3)) ms in all")
   }

@@ -90,15 +90,19 @@ package final class ExpressionEmitter {
     self.input = input
   }
 
-  /// How many registers besides its inputs' an expression needs.
+  /// How many registers besides those of its inputs an expression needs.
+  ///
+  /// - Parameters:
+  ///   - narrowing: As in `emit`.
+  ///   - input: Where its inputs are, in no register but number 0; all are there, and stay, where nothing else is said.
   package static func registersNeeded(
-    _ expression: ScalarExpr, isa: ISA, types: [DataType] = [], result: DataType = .float32
+    _ expression: ScalarExpr, isa: ISA, types: [DataType] = [], result: DataType = .float32,
+    narrowing: Narrowing = .truncating, input: ((Int) -> Input)? = nil
   ) throws(ApusError) -> Int {
     let all = (1..<isa.registerCount).map { Vec($0, isa.width) }
-    let trial = ExpressionEmitter(Assembler(), isa: isa, free: all, types: types) { _ in
-      .register(Vec(0, isa.width))
-    }
-    _ = try trial.emit(expression, as: result)
+    let trial = ExpressionEmitter(
+      Assembler(), isa: isa, free: all, types: types, input: input ?? { _ in .register(Vec(0, isa.width)) })
+    _ = try trial.emit(expression, as: result, narrowing: narrowing)
     return trial.peak
   }
 
@@ -383,6 +387,7 @@ package final class ExpressionEmitter {
     if case .const(let number) = b, let result = try withConstant(function, a, number) {
       return result
     }
+    if let place = place(b), let result = try arithmetic(function, a, place) { return result }
     if case .const(let number) = a, function == .add || function == .multiply,
       let result = try withConstant(function, b, number)
     {
@@ -453,19 +458,29 @@ package final class ExpressionEmitter {
       }
       release(operand)
       return Value(register: result, owned: true)
-    case .add, .subtract, .multiply, .divide:
-      let operand = try value(a)
-      let result = try target(operand)
-      let second = constant(number)
-      switch function {
-      case .add: assembler.vaddps(result, operand.register, second)
-      case .subtract: assembler.vsubps(result, operand.register, second)
-      case .multiply: assembler.vmulps(result, operand.register, second)
-      default: assembler.vdivps(result, operand.register, second)
-      }
-      return Value(register: result, owned: true)
-    default: return nil
+    default: return try arithmetic(function, a, constant(number))
     }
+  }
+
+  /// Where in memory an expression lies as it is read by instructions.
+  private func place(_ expression: ScalarExpr) -> Address? {
+    guard case .input(let index) = expression, type(index) == .float32, case .memory(let address) = input(index)
+    else { return nil }
+    return address
+  }
+
+  /// `a op b` with b in memory.
+  private func arithmetic(_ function: BinaryFunction, _ a: ScalarExpr, _ b: Address) throws(ApusError) -> Value? {
+    guard [.add, .subtract, .multiply, .divide].contains(function) else { return nil }
+    let operand = try value(a)
+    let result = try target(operand)
+    switch function {
+    case .add: assembler.vaddps(result, operand.register, b)
+    case .subtract: assembler.vsubps(result, operand.register, b)
+    case .multiply: assembler.vmulps(result, operand.register, b)
+    default: assembler.vdivps(result, operand.register, b)
+    }
+    return Value(register: result, owned: true)
   }
 
   /// `x * y + z` in one instruction.
@@ -483,10 +498,12 @@ package final class ExpressionEmitter {
       return Value(register: accumulator, owned: true)
     }
     let sum = try value(b)
-    if case .const(let scale) = y {
+    var factor = place(y)
+    if case .const(let scale) = y { factor = constant(scale) }
+    if let factor {
       let left = try value(x)
       let result = try owned(sum)
-      assembler.vfmadd231ps(result, left.register, constant(scale))
+      assembler.vfmadd231ps(result, left.register, factor)
       release(left)
       return Value(register: result, owned: true)
     }

@@ -30,13 +30,7 @@ struct TileDrain {
     else { return nil }
     self.factor = factor
     free = Array(generator.free.dropFirst())
-    let needed = try ExpressionEmitter.registersNeeded(
-      generator.epilogue, isa: shape.isa, types: generator.inputTypes, result: shape.resultType)
-    guard
-      MicrokernelGenerator.fits(
-        needed, transient: shape.operands.isEmpty ? 0 : generator.epilogue.inputCount - 1,
-        packs: generator.packsBytes, in: free.count)
-    else { return nil }
+    guard try generator.runsInPlace(in: free.count) else { return nil }
   }
 
   /// Sums that hide how long a multiply-add takes: four cycles, two in each.

@@ -38,14 +38,12 @@ extension GemmTile {
     let used = max(1, min(vectors, (columns - 1) / ISA.avx512.lanes + 1))
     let registers = ISA.avx512.registerCount - 2 * max(1, sumsTogether / used) * used - used
     let (rest, _) = MicrokernelGenerator.start(epilogue, operands, types)
-    guard registers > 1,
-      let needed = try? ExpressionEmitter.registersNeeded(
-        rest, isa: .avx512, types: [types.kind.sumType] + types.operands, result: types.result)
-    else { return false }
-    return MicrokernelGenerator.fits(
-      needed, transient: operands.isEmpty ? 0 : rest.inputCount - 1,
-      packs: used > 1 && types.result.bitWidth == 8,
-      in: registers - TileOverlap.factorCount(registers))
+    guard registers > 1 else { return false }
+    let packsBytes = used > 1 && types.result.bitWidth == 8
+    let runs = try? MicrokernelGenerator.runsInPlace(
+      rest, operands, types, packing: !packsBytes ? .truncating : types.stepsFit ? .packingInRange : .packing,
+      isTail: columns % ISA.avx512.lanes != 0, isa: .avx512, in: registers - TileOverlap.factorCount(registers))
+    return runs ?? false
   }
 }
 

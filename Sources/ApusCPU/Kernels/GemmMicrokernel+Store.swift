@@ -158,22 +158,34 @@ extension MicrokernelGenerator {
   /// The pieces for some rows, with these registers besides. Nil when there are too few, or too much code to
   /// repeat for each accumulator.
   func storing(_ rows: Range<Int>, _ addresses: [R64], _ free: [Vec]) throws(ApusError) -> Storing? {
-    let needed = try ExpressionEmitter.registersNeeded(
-      epilogue, isa: isa, types: inputTypes, result: shape.resultType)
-    guard
-      Self.fits(
-        needed, transient: shape.operands.isEmpty ? 0 : epilogue.inputCount - 1, packs: packsBytes,
-        in: free.count)
-    else { return nil }
-    if packsBytes, let storing = storingByColumns(rows, addresses, free, needed: needed) {
-      return storing
-    }
+    guard try runsInPlace(in: free.count) else { return nil }
+    if packsBytes, let storing = try storingByColumns(rows, addresses, free) { return storing }
     return Storing(rows.map { .row($0) }, addresses, free: free)
   }
 
-  /// Whether an epilogue of so many registers, beside those for operands, runs where the sums are.
-  static func fits(_ needed: Int, transient: Int, packs: Bool, in free: Int) -> Bool {
-    needed <= simpleRegisters && needed + transient + (packs ? 1 : 0) <= free
+  /// Whether the epilogue runs where the sums are, with so many registers besides.
+  func runsInPlace(in free: Int) throws(ApusError) -> Bool {
+    try Self.runsInPlace(
+      epilogue, shape.operands, ProductTypes(shape.kind, result: shape.resultType, operands: shape.operandTypes),
+      packing: packsBytes ? packing : .truncating, isTail: tail != nil, isa: isa, in: free)
+  }
+
+  static func runsInPlace(
+    _ epilogue: ScalarExpr, _ operands: [EpilogueOperand], _ types: ProductTypes,
+    packing: ExpressionEmitter.Narrowing, isTail: Bool, isa: ISA, in free: Int
+  ) throws(ApusError) -> Bool {
+    let inputTypes = [types.kind.sumType] + types.operands
+    let length = try ExpressionEmitter.registersNeeded(epilogue, isa: isa, types: inputTypes, result: types.result)
+    guard length <= simpleRegisters else { return false }
+    let needed = try ExpressionEmitter.registersNeeded(
+      epilogue, isa: isa, types: inputTypes, result: types.result, narrowing: packing
+    ) { input in
+      if input == 0 { return .owned(Vec(0, isa.width)) }
+      let place = Address(.rax)
+      return operands[input - 1] == .scalar ? .element(place) : isTail ? .tail(place) : .memory(place)
+    }
+    // Putting bytes in order takes one.
+    return max(1, needed) <= free
   }
 
   func write(_ piece: Storing.Piece, of storing: Storing) throws(ApusError) {
@@ -327,13 +339,16 @@ extension MicrokernelGenerator {
 
   /// Applies the epilogue column by column, the operands of a column in registers, and then stores the rows.
   /// Nil when there are too few registers.
-  private func storingByColumns(_ rows: Range<Int>, _ addresses: [R64], _ free: [Vec], needed: Int)
-    -> Storing?
-  {
+  private func storingByColumns(_ rows: Range<Int>, _ addresses: [R64], _ free: [Vec]) throws(ApusError) -> Storing? {
     let read = shape.operands.indices.filter { index in epilogue.contains { $0 == .input(index + 1) } }
     let inner = read.filter { shape.operands[$0] != .full }
-    let loaded = read.count - inner.count
-    guard needed + loaded + inner.count < free.count else { return nil }
+    let needed = try ExpressionEmitter.registersNeeded(
+      epilogue, isa: isa, types: inputTypes, result: shape.resultType, narrowing: packing
+    ) { input in
+      if input == 0 { return .owned(Vec(0, isa.width)) }
+      return inner.contains(input - 1) ? .register(Vec(0, isa.width)) : .tail(Address(.rax))
+    }
+    guard max(1, needed) + inner.count <= free.count else { return nil }
     var pieces: [Storing.Piece] = []
     for column in 0..<shape.vectors {
       for (index, register) in zip(inner, free) {

@@ -25,32 +25,48 @@ public struct KernelTime: Sendable {
 }
 
 extension ExecutionContext {
-  /// Runs once with a clock around every kernel of the first static plan.
+  /// Runs once with a clock around every kernel of the network's static plans.
   ///
   /// - Throws: as `run`.
   public func profile(_ inputs: [String: Tensor]) throws(ApusError) -> [KernelTime] {
-    var times: [KernelTime] = []
-    var last = 0.0
+    // Only the clock is read while kernels run: whatever else was done there would leave the caches to the next one
+    // as no run does.
+    var marks: [Mark] = []
+    marks.reserveCapacity(4096)
     programRunner.observer = { (instance, step) throws(ApusError) in
-      let now = Clock.seconds
-      if step > 0 {
-        let done = instance.plan.steps[step - 1]
-        var work = KernelWork(done.problem)
-        work.multiply(by: instance.plan.repeats)
-        // Members of a batch add up.
-        if instance.plan.repeats > 1, times.count == instance.plan.steps.count {
-          times[step - 1].seconds += now - last
-        } else {
-          times.append(
-            KernelTime(
-              name: done.nodeName, sources: done.sources, tactic: done.tacticID, seconds: now - last,
-              work: work))
-        }
-      }
-      last = Clock.seconds
+      marks.append(Mark(plan: instance.plan, step: step, seconds: Clock.seconds))
     }
     defer { programRunner.observer = nil }
     _ = try run(inputs)
+    return times(marks)
+  }
+
+  /// The moment before step `step` of a plan begins, which is the one behind the step before it.
+  private struct Mark {
+    let plan: StaticPlan
+    let step: Int
+    let seconds: Double
+  }
+
+  /// The time from each mark to the next; members of a batch add up.
+  private func times(_ marks: [Mark]) -> [KernelTime] {
+    var times: [KernelTime] = []
+    var places: [ObjectIdentifier: Int] = [:]
+    for (start, end) in zip(marks, marks.dropFirst()) where end.step == start.step + 1 {
+      let first = places[ObjectIdentifier(start.plan)] ?? times.count
+      places[ObjectIdentifier(start.plan)] = first
+      let seconds = end.seconds - start.seconds
+      if first + start.step < times.count {
+        times[first + start.step].seconds += seconds
+        continue
+      }
+      let done = start.plan.steps[start.step]
+      var work = KernelWork(done.problem)
+      work.multiply(by: start.plan.repeats)
+      times.append(
+        KernelTime(
+          name: done.nodeName, sources: done.sources, tactic: done.tacticID, seconds: seconds, work: work))
+    }
     return times
   }
 }

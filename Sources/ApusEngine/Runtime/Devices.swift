@@ -25,11 +25,14 @@ public enum Devices {
     }
   }
 
-  /// What a device reaches at most with so many threads, measured now; nil where that is not known.
+  /// What a device reaches at most with so many threads, measured now, each of it for so many seconds; nil where that is
+  /// not known.
   ///
   /// - Throws: as `backend`.
-  public static func roofline(of name: String, threadCount: Int) throws(ApusError) -> Roofline? {
-    try backend(for: name, threadCount: threadCount).roofline()
+  public static func roofline(
+    of name: String, threadCount: Int, seconds: Double = 0.02
+  ) throws(ApusError) -> Roofline? {
+    try backend(for: name, threadCount: threadCount).roofline(seconds: seconds)
   }
 
   private static func noCUDA(_ name: String) -> ApusError {

@@ -121,8 +121,10 @@ public protocol Backend: Sendable {
   /// Takes memory out of the device's caches, so that the next kernel reads it from where it lies. Timings
   /// use it; it changes nothing else.
   func evict(_ memory: DeviceMemory)
-  /// Measures what the device reaches at most; nil where that is not known.
-  func roofline() throws(ApusError) -> Roofline?
+  /// Measures what the device reaches at most, each of it for so many seconds; nil where that is not known.
+  func roofline(seconds: Double) throws(ApusError) -> Roofline?
+  /// Measures only how many operations of each type it does in a second.
+  func peakOperations(seconds: Double) throws(ApusError) -> [DataType: Double]?
   /// How many queues make progress side by side when they are filled by `concurrently`.
   var laneCount: Int { get }
   /// Calls `work` for every lane below `count`, side by side where the device gains from it, and returns
@@ -138,7 +140,8 @@ public protocol LaneWork: AnyObject {
 
 extension Backend {
   public func evict(_ memory: DeviceMemory) {}
-  public func roofline() throws(ApusError) -> Roofline? { nil }
+  public func roofline(seconds: Double) throws(ApusError) -> Roofline? { nil }
+  public func peakOperations(seconds: Double) throws(ApusError) -> [DataType: Double]? { nil }
   public var laneCount: Int { 1 }
   public func concurrently(_ count: Int, _ work: any LaneWork) {
     for lane in 0..<count { work.run(lane: lane) }

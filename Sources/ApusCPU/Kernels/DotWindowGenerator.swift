@@ -41,7 +41,7 @@ struct DotWindowGenerator {
   /// Vectors of channels computed at once.
   private var vectorsAtOnce: Int { shape.permutes ? 2 : 1 }
   /// Vectors of channels in a pass of the loop: a cache line of the input, of bytes on AVX2 half of one.
-  private var vectorsInPass: Int { shape.kind == .int8 ? 4 : 2 }
+  private var vectorsInPass: Int { shape.kind == .int8 && !shape.slides ? 4 : 2 }
 
   func generate() throws(ApusError) -> [UInt8] {
     guard shape.operands.count <= operandRegisters.count,
@@ -126,7 +126,7 @@ struct DotWindowGenerator {
   }
 
   /// Where the weights of a window column are for a vector of channels.
-  private func weights(_ column: Int, _ group: Int, _ vector: Int) -> Address {
+  func weights(_ column: Int, _ group: Int, _ vector: Int) -> Address {
     let panels = (shape.channels + lanes - 1) / lanes
     return Address(.rbx, ((column * panels + vector) * shape.rowGroups + group) * isa.width.bytes)
   }
@@ -148,6 +148,7 @@ struct DotWindowGenerator {
   /// Rows that share lanes are done with before the next ones: a sum waits for its last product, and so there are as
   /// many others in between as there can be.
   private func block(_ first: Int, _ vectors: Int, masked: Bool = false) throws(ApusError) {
+    if shape.slides { return try slide(first, vectors, masked: masked) }
     let count = shape.pixels * shape.outputRows * vectors
     let block = Block(
       first: first, vectors: vectors, isMasked: masked, sums: Array(registers.prefix(count)),
@@ -210,13 +211,13 @@ struct DotWindowGenerator {
     return [kept, later]
   }
 
-  private func multiplyAdd(_ sum: Vec, _ data: Vec, _ weights: some VectorOperand) {
+  func multiplyAdd(_ sum: Vec, _ data: Vec, _ weights: some VectorOperand) {
     if shape.kind == .bfloat16 { return a.vdpbf16ps(sum, data, weights) }
     if isa == .avx512 { a.vpdpbusd(sum, data, weights) } else { a.vexVpdpbusd(sum, data, weights) }
   }
 
   /// Input columns from the left, with the pixels and window columns that use them.
-  private func inputColumns() -> [(place: Int, uses: [(pixel: Int, column: Int)])] {
+  func inputColumns() -> [(place: Int, uses: [(pixel: Int, column: Int)])] {
     var uses: [Int: [(pixel: Int, column: Int)]] = [:]
     for pixel in 0..<shape.pixels {
       for column in shape.inside[pixel] {
@@ -290,7 +291,7 @@ struct DotWindowGenerator {
   }
 
   /// Where a vector of an operand lies for a pixel.
-  private func place(_ index: Int, _ block: Int, _ pixel: Int) -> Address {
+  func place(_ index: Int, _ block: Int, _ pixel: Int) -> Address {
     let bytes = ElementAccess.byteCount(shape.operandTypes[index])
     let skipped = shape.operands[index] == .full ? pixel * shape.channels : 0
     return Address(operandRegisters[index], (skipped + block * lanes) * bytes)

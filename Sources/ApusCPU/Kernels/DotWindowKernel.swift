@@ -43,8 +43,12 @@ package final class DotWindowKernel: Sendable {
     /// The element types of the operands and of the result.
     package var operandTypes: [DataType]
     package var resultType: DataType
+    /// Whether what is rounded to bytes fits 32-bit integers.
+    package var stepsFit = false
     /// Whether elements can be permuted across a whole register.
     package var permutes: Bool
+    /// Whether pixels are finished one after the other (`DotWindowGenerator.slide`) instead of all together.
+    package var slides = false
     package var isa: ISA
 
     /// Output pixels of a row.
@@ -67,6 +71,9 @@ package final class DotWindowKernel: Sendable {
     package static let rows = 3
   }
 
+  /// Pixels of a row that are finished one after the other, each with code of its own: with more of them fewer columns
+  /// are gathered twice, but with wide images, which caches do not hold, fewer are faster. Measured.
+  static func slidingPixels(of width: Int) -> Int { width <= 28 ? 14 : 7 }
   /// Window rows that there are registers for.
   package static let mostRows = 7
   /// Registers for elements on their way into lanes.

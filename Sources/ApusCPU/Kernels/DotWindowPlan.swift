@@ -76,26 +76,47 @@ package final class DotWindowPlan: Sendable {
       && shape.kernelWidth <= 3 && shape.outHeight > 1
     outputRows = sharesRows ? 2 : 1
     let permutes = isWide && (permutesBytes || kind == .bfloat16)
-    let pixels = DotWindowKernel.mostPixels(
-      kind, columns: shape.kernelWidth, outputRows: outputRows, permutes: permutes, isa: isa)
+    let window = DotWindowKernel.Shape(
+      kind: kind, inside: [], outputRows: outputRows, outputWidth: shape.outWidth, channels: shape.inChannels,
+      resultPitch: pitch, kernelHeight: shape.kernelHeight, kernelWidth: shape.kernelWidth, stride: shape.strideWidth,
+      dilation: shape.dilationWidth, padValue: padValue,
+      rowBytes: shape.inWidth * shape.inChannels * kind.elementBytes, rowsAhead: shape.strideHeight * outputRows,
+      epilogue: epilogue, operands: operands, operandTypes: types.operands, resultType: types.result,
+      stepsFit: types.stepsFit, permutes: permutes, isa: isa)
+    var sliding = window
+    sliding.slides = true
+    if let found = try? Self.kernels(sliding, shape, pixels: DotWindowKernel.slidingPixels(of: shape.outWidth)) {
+      (runs, kernels) = found
+    } else {
+      let pixels = DotWindowKernel.mostPixels(
+        kind, columns: shape.kernelWidth, outputRows: outputRows, permutes: permutes, isa: isa)
+      (runs, kernels) = try Self.kernels(window, shape, pixels: pixels)
+    }
+    let span = (shape.outWidth - 1) * shape.strideWidth + (shape.kernelWidth - 1) * shape.dilationWidth + 1
+    padRow = FilledRow(byteCount: span * shape.inChannels * kind.elementBytes, value: padValue)
+    inputBytes = kind.elementBytes
+    let work = shape.outWidth * shape.outChannels * shape.kernelHeight * shape.kernelWidth
+    let rows = max(1, min(Self.taskWork / work, shape.outHeight / 4))
+    rowsPerTask = (rows + outputRows - 1) / outputRows * outputRows
+  }
+
+  /// The kernels of a row of pixels cut into runs of at most so many.
+  private static func kernels(
+    _ window: DotWindowKernel.Shape, _ shape: ConvShape, pixels: Int
+  ) throws(ApusError) -> ([Run], [DotWindowKernel]) {
     var runs: [Run] = []
     var kernels: [DotWindowKernel] = []
     var known: [DotWindowKernel.Shape: Int] = [:]
     var first = 0
     for size in TiledMultiply.split(shape.outWidth, rows: pixels) {
-      let window = DotWindowKernel.Shape(
-        kind: kind, inside: (first..<first + size).map { WindowPlan.columns(shape, $0) }, outputRows: outputRows,
-        outputWidth: shape.outWidth, channels: shape.inChannels, resultPitch: pitch, kernelHeight: shape.kernelHeight,
-        kernelWidth: shape.kernelWidth, stride: shape.strideWidth, dilation: shape.dilationWidth, padValue: padValue,
-        rowBytes: shape.inWidth * shape.inChannels * kind.elementBytes, rowsAhead: shape.strideHeight * outputRows,
-        epilogue: epilogue, operands: operands, operandTypes: types.operands, resultType: types.result,
-        permutes: permutes, isa: isa)
+      var window = window
+      window.inside = (first..<first + size).map { WindowPlan.columns(shape, $0) }
       if known[window] == nil {
         known[window] = kernels.count
         kernels.append(try DotWindowKernel(window))
         var last = window
         last.outputRows = 1
-        if sharesRows { kernels.append(try DotWindowKernel(last)) }
+        if window.outputRows > 1 { kernels.append(try DotWindowKernel(last)) }
       }
       let run = Run(x: first, kernel: known[window] ?? 0)
       if let last = runs.last, last.kernel == run.kernel {
@@ -105,14 +126,7 @@ package final class DotWindowPlan: Sendable {
       }
       first += size
     }
-    self.runs = runs
-    self.kernels = kernels
-    let span = (shape.outWidth - 1) * shape.strideWidth + (shape.kernelWidth - 1) * shape.dilationWidth + 1
-    padRow = FilledRow(byteCount: span * shape.inChannels * kind.elementBytes, value: padValue)
-    inputBytes = kind.elementBytes
-    let work = shape.outWidth * shape.outChannels * shape.kernelHeight * shape.kernelWidth
-    let rows = max(1, min(Self.taskWork / work, shape.outHeight / 4))
-    rowsPerTask = (rows + outputRows - 1) / outputRows * outputRows
+    return (runs, kernels)
   }
 
   /// Products in a task.

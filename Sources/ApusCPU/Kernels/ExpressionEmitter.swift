@@ -57,7 +57,7 @@ package final class ExpressionEmitter {
   private var free: [Vec]
   private let poolSize: Int
   private let tail: TailMask?
-  private let input: (Int) -> Input
+  let input: (Int) -> Input
   let types: [DataType]
   let mask = Mask(1)
   /// The expression whose results are stored.
@@ -72,7 +72,7 @@ package final class ExpressionEmitter {
   /// Inputs that are read more than once.
   private var readAgain: [Int: Int] = [:]
   /// Subexpressions that occur more than once, and the register that holds one to the end.
-  private var shared: [ScalarExpr: (count: Int, register: Vec?)] = [:]
+  private(set) var shared: [ScalarExpr: (count: Int, register: Vec?)] = [:]
 
   /// An emitter that may use the registers `free` and mask register 1. Operands without an entry in
   /// `types` are single precision.
@@ -277,7 +277,7 @@ package final class ExpressionEmitter {
 
   private func isReadAgain(_ input: Int) -> Bool { readAgain[input] != nil }
 
-  private func type(_ input: Int) -> DataType { input < types.count ? types[input] : .float32 }
+  func type(_ input: Int) -> DataType { input < types.count ? types[input] : .float32 }
 
   /// Whether the lanes of a subexpression hold integers.
   func isInteger(_ expression: ScalarExpr) -> Bool {
@@ -358,7 +358,7 @@ package final class ExpressionEmitter {
     return finish(result, yes, no)
   }
 
-  private static func predicate(_ function: BinaryFunction) -> Predicate? {
+  static func predicate(_ function: BinaryFunction) -> Predicate? {
     switch function {
     case .equal: .equal
     case .notEqual: .notEqual
@@ -368,156 +368,5 @@ package final class ExpressionEmitter {
     case .greaterOrEqual: .greaterOrEqual
     default: nil
     }
-  }
-
-  private func binary(
-    _ function: BinaryFunction, _ a: ScalarExpr, _ b: ScalarExpr
-  ) throws(ApusError) -> Value {
-    switch (isInteger(a), isInteger(b)) {
-    case (true, true): return try integerBinary(function, a, b)
-    case (false, false): break
-    default:
-      throw ApusError(.notYetSupported, "no vector code for an integer with a number")
-    }
-    // Conditions are joined bit by bit.
-    let (a, b) = function.joinsConditions ? (a.truth, b.truth) : (a, b)
-    if let fused = try multiplyAdd(function, a, b) { return fused }
-    if function == .power { return try power(a, b) }
-    // A constant second operand is read from memory.
-    if case .const(let number) = b, let result = try withConstant(function, a, number) {
-      return result
-    }
-    if let place = place(b), let result = try arithmetic(function, a, place) { return result }
-    if case .const(let number) = a, function == .add || function == .multiply,
-      let result = try withConstant(function, b, number)
-    {
-      return result
-    }
-    if case .const = a, function == .maximum || function == .minimum {
-      return try binary(function, b, a)
-    }
-    let (x, y) = try operands(a, b)
-    if let predicate = Self.predicate(function) {
-      let result = try target(x, y)
-      truth(result, predicate, x.register, y.register)
-      return finish(result, x, y)
-    }
-    switch function {
-    case .minimum, .maximum:
-      // The hardware gives the second operand when either is NaN: put back a first that is NaN.
-      let result = try allocate()
-      if function == .minimum {
-        assembler.vminps(result, x.register, y.register)
-      } else {
-        assembler.vmaxps(result, x.register, y.register)
-      }
-      try choose(
-        result, .unordered, x.register, x.register, yes: x.register, no: result)
-      release(x)
-      release(y)
-      return Value(register: result, owned: true)
-    default:
-      let result = try target(x, y)
-      switch function {
-      case .add: assembler.vaddps(result, x.register, y.register)
-      case .subtract: assembler.vsubps(result, x.register, y.register)
-      case .multiply: assembler.vmulps(result, x.register, y.register)
-      case .divide: assembler.vdivps(result, x.register, y.register)
-      case .logicalAnd: assembler.vandps(result, x.register, y.register)
-      case .logicalOr: assembler.vorps(result, x.register, y.register)
-      case .logicalXor: assembler.vxorps(result, x.register, y.register)
-      default:
-        throw ApusError(.notYetSupported, "no vector code for the function \(function.rawValue)")
-      }
-      return finish(result, x, y)
-    }
-  }
-
-  /// `a op constant` with the constant in memory.
-  private func withConstant(
-    _ function: BinaryFunction, _ a: ScalarExpr, _ number: Double
-  ) throws(ApusError) -> Value? {
-    switch function {
-    case .minimum, .maximum:
-      let operand = try value(a)
-      if narrowing == .packingInRange {
-        let result = try target(operand)
-        if function == .minimum {
-          assembler.vminps(result, operand.register, constant(number))
-        } else {
-          assembler.vmaxps(result, operand.register, constant(number))
-        }
-        return Value(register: result, owned: true)
-      }
-      // The hardware gives the second operand when either is NaN, so a NaN value goes second.
-      let result = try load(number)
-      if function == .minimum {
-        assembler.vminps(result, result, operand.register)
-      } else {
-        assembler.vmaxps(result, result, operand.register)
-      }
-      release(operand)
-      return Value(register: result, owned: true)
-    default: return try arithmetic(function, a, constant(number))
-    }
-  }
-
-  /// Where in memory an expression lies as it is read by instructions.
-  private func place(_ expression: ScalarExpr) -> Address? {
-    guard case .input(let index) = expression, type(index) == .float32, case .memory(let address) = input(index)
-    else { return nil }
-    return address
-  }
-
-  /// `a op b` with b in memory.
-  private func arithmetic(_ function: BinaryFunction, _ a: ScalarExpr, _ b: Address) throws(ApusError) -> Value? {
-    guard [.add, .subtract, .multiply, .divide].contains(function) else { return nil }
-    let operand = try value(a)
-    let result = try target(operand)
-    switch function {
-    case .add: assembler.vaddps(result, operand.register, b)
-    case .subtract: assembler.vsubps(result, operand.register, b)
-    case .multiply: assembler.vmulps(result, operand.register, b)
-    default: assembler.vdivps(result, operand.register, b)
-    }
-    return Value(register: result, owned: true)
-  }
-
-  /// `x * y + z` in one instruction.
-  private func multiplyAdd(
-    _ function: BinaryFunction, _ a: ScalarExpr, _ b: ScalarExpr
-  ) throws(ApusError) -> Value? {
-    guard function == .add, shared[a] == nil, case .binary(.multiply, let x, let y) = a,
-      !x.isConstant || !y.isConstant
-    else { return nil }
-    if case .const(let scale) = y, case .const(let bias) = b {
-      let accumulator = try owned(try value(x))
-      let factor = try load(scale)
-      assembler.vfmadd213ps(accumulator, factor, constant(bias))
-      release(factor)
-      return Value(register: accumulator, owned: true)
-    }
-    let sum = try value(b)
-    var factor = place(y)
-    if case .const(let scale) = y { factor = constant(scale) }
-    if let factor {
-      let left = try value(x)
-      let result = try owned(sum)
-      assembler.vfmadd231ps(result, left.register, factor)
-      release(left)
-      return Value(register: result, owned: true)
-    }
-    let (left, right) = try operands(x, y)
-    if !sum.owned, left.owned || right.owned {
-      let (factor, other) = left.owned ? (left, right) : (right, left)
-      assembler.vfmadd213ps(factor.register, other.register, sum.register)
-      release(other)
-      return factor
-    }
-    let result = try owned(sum)
-    assembler.vfmadd231ps(result, left.register, right.register)
-    release(left)
-    release(right)
-    return Value(register: result, owned: true)
   }
 }

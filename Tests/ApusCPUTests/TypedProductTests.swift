@@ -89,14 +89,19 @@ import Testing
       let (biases, scales, others) = (
         bias.tensor.doubles(), scale.tensor.floats(), other.tensor.doubles()
       )
-      for (type, zero) in [(DataType.uint8, 0), (.uint8, 17), (.int8, 0), (.int8, -9)] {
+      for (type, zero, fits) in [
+        (DataType.uint8, 0, false), (.uint8, 17, false), (.int8, 0, false), (.int8, -9, false),
+        (.uint8, 0, true), (.uint8, 17, true), (.int8, -9, true),
+      ] {
         let quantization = ScalarQuantization(
           steps: .max(.const(0), sum + residual) / .const(0.125), zeroPoint: zero, type: type)
         for tile in tiles(isa, .int8, words: (k + 3) / 4) {
+          var types = ProductTypes(.int8, result: type, operands: [.int32, .float32, .uint8])
+          types.stepsFit = fits
           let plan = try GemmPlan(
             m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: isa,
             epilogue: quantization.expression, operands: [.perColumn, .perColumn, .full],
-            types: ProductTypes(.int8, result: type, operands: [.int32, .float32, .uint8]))
+            types: types)
           let c = try GuardedTensor(Tensor(type, shape: [m, n]))
           let scratch = GuardedBuffer(count: plan.workspaceByteCount / 4)
           let right = try packed(b, plan, .int8)
@@ -118,7 +123,7 @@ import Testing
             worst = max(worst, abs(got[index] - exact))
           }
           // A number next to a tie may fall to the other side.
-          #expect(worst <= 1, "\(type) \(zero) \(m)x\(n)x\(k) \(plan.tile)")
+          #expect(worst <= 1, "\(type) \(zero) \(fits) \(m)x\(n)x\(k) \(plan.tile)")
         }
       }
     }

@@ -5,21 +5,21 @@
 ///
 /// With short sums a tile is some hundred cycles; finding out where the next one lies and calling its code would be
 /// a good part of that.
-struct TileStep: BitwiseCopyable {
+package struct TileStep: BitwiseCopyable {
   /// Tiles of the same pattern, this one included, each as far from the one before.
-  var tiles = 1
+  package var tiles = 1
   /// In A, in bytes.
-  var inA = 0
+  package var inA = 0
   /// In rows of the result, and in C and in operands with an element for each of C's, in elements.
-  var rows = 0
-  var inC = 0
-  var inOperands = 0
+  package var rows = 0
+  package var inC = 0
+  package var inOperands = 0
 
-  /// That of each tile of a plan.
-  static func all(_ plan: TiledMultiply.Plan) -> [TileStep] {
-    var steps = plan.tiles.map { _ in TileStep() }
-    for index in plan.tiles.indices.dropLast().reversed() {
-      guard let step = TileStep(from: plan.tiles[index], to: plan.tiles[index + 1], plan) else { continue }
+  /// That of each tile, with rows of C and of operands so many elements apart.
+  package static func all(_ tiles: [TiledMultiply.Tile], ldc: Int, ldo: Int) -> [TileStep] {
+    var steps = tiles.map { _ in TileStep() }
+    for index in tiles.indices.dropLast().reversed() {
+      guard let step = TileStep(from: tiles[index], to: tiles[index + 1], ldc, ldo) else { continue }
       steps[index] = step
       let next = steps[index + 1]
       let goesOn = next.tiles == 1 || next.isAlike(step)
@@ -28,7 +28,7 @@ struct TileStep: BitwiseCopyable {
     return steps
   }
 
-  private init?(from tile: TiledMultiply.Tile, to next: TiledMultiply.Tile, _ plan: TiledMultiply.Plan) {
+  private init?(from tile: TiledMultiply.Tile, to next: TiledMultiply.Tile, _ ldc: Int, _ ldo: Int) {
     guard tile.pattern == next.pattern, (tile.placeInC == nil) == (next.placeInC == nil) else { return nil }
     inA = next.offsetInA - tile.offsetInA
     rows = next.row - tile.row
@@ -36,8 +36,8 @@ struct TileStep: BitwiseCopyable {
       inC = other - place
       inOperands = inC
     } else {
-      inC = rows * plan.ldc
-      inOperands = rows * plan.ldo
+      inC = rows * ldc
+      inOperands = rows * ldo
     }
   }
 

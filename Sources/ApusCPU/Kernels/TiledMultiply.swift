@@ -49,6 +49,14 @@ package final class TiledMultiply: Sendable {
     package var pattern: Int
     /// Elements from the start of C to that row, where rows of C are not simply one behind the other.
     package var placeInC: Int?
+
+    /// Names the parts.
+    package init(offsetInA: Int, row: Int, pattern: Int, placeInC: Int? = nil) {
+      self.offsetInA = offsetInA
+      self.row = row
+      self.pattern = pattern
+      self.placeInC = placeInC
+    }
   }
 
   /// A stretch of K that is finished for a whole block of rows before the next one starts.
@@ -149,7 +157,7 @@ package final class TiledMultiply: Sendable {
     tasks = Tasks(plan, panels: panels)
     offsets = StableTable(plan.offsets)
     tileTable = StableTable(plan.tiles)
-    steps = StableTable(TileStep.all(plan))
+    steps = StableTable(TileStep.all(plan.tiles, ldc: plan.ldc, ldo: plan.ldo))
     let operandBytes = plan.types.operands.map(ElementAccess.byteCount)
     self.operandBytes = operandBytes
     fullOperands = StableTable(

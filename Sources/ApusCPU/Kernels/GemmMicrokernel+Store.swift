@@ -15,7 +15,7 @@ extension MicrokernelGenerator {
   }
 
   /// The types of the epilogue's inputs: the sum, then the operands.
-  var inputTypes: [DataType] { [shape.kind.sumType] + shape.operandTypes }
+  private var inputTypes: [DataType] { [shape.kind.sumType] + shape.operandTypes }
 
   func store() throws(ApusError) {
     if let tail, !shape.masksB {
@@ -112,7 +112,7 @@ extension MicrokernelGenerator {
   }
 
   /// Where extra operand `index` is for vector `column` of a row of the tile.
-  func operand(_ index: Int, _ register: R64, row: Int, _ column: Int)
+  private func operand(_ index: Int, _ register: R64, row: Int, _ column: Int)
     -> ExpressionEmitter.Input
   {
     let bytes = ElementAccess.byteCount(shape.operandTypes[index])
@@ -170,6 +170,11 @@ extension MicrokernelGenerator {
       packing: packsBytes ? packing : .truncating, isTail: tail != nil, isa: isa, in: free)
   }
 
+  /// The same for an epilogue without what the sums start from.
+  ///
+  /// - Parameters:
+  ///   - packing: What storing its results does.
+  ///   - isTail: Whether a vector of operands may be partial, so that instructions cannot read it from memory.
   static func runsInPlace(
     _ epilogue: ScalarExpr, _ operands: [EpilogueOperand], _ types: ProductTypes,
     packing: ExpressionEmitter.Narrowing, isTail: Bool, isa: ISA, in free: Int
@@ -256,7 +261,7 @@ extension MicrokernelGenerator {
 
   /// Applies the epilogue to a row and stores it. `sum` gives the register with the sums of a vector of
   /// columns, which may be changed when its epilogue has been computed; `operand` where an extra operand is.
-  func storeRow(
+  private func storeRow(
     _ row: Int, free: [Vec], sum: (Int) -> Vec,
     operand: @escaping (_ index: Int, _ column: Int) -> ExpressionEmitter.Input
   ) throws(ApusError) {
@@ -312,7 +317,7 @@ extension MicrokernelGenerator {
 
   /// Whether vectors of results are put together before they are stored: narrowing each on its own takes
   /// two instructions, and a store of 16 bytes.
-  var packsBytes: Bool {
+  private var packsBytes: Bool {
     shape.vectors > 1 && (shape.resultType == .uint8 || shape.resultType == .int8)
   }
 

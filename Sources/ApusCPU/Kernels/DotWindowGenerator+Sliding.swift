@@ -212,24 +212,10 @@ extension DotWindowGenerator {
       }
       return
     }
-    // The rows are packed side by side. Packing works within 128 bits, so the bytes are put in order behind it.
-    let rows = (0..<shape.outputRows).map { sums[$0 * vectors] }
-    for row in 0..<shape.outputRows {
-      a.vpackssdw(rows[row], rows[row], sums[row * vectors + vectors - 1])
-      if slide.zeroPoint != 0 {
-        let zero = UInt32(UInt16(truncatingIfNeeded: slide.zeroPoint))
-        a.vpaddsw(rows[row], rows[row], a.constant(words: Array(repeating: zero << 16 | zero, count: 16)))
-      }
-    }
-    let packed = rows[0]
-    if shape.resultType == .uint8 {
-      a.vpackuswb(packed, packed, rows[rows.count - 1])
-    } else {
-      a.vpacksswb(packed, packed, rows[rows.count - 1])
-    }
-    let order = slide.temporaries[0]
-    a.vmovups(order, a.constant(words: (0..<isa.lanes).map { UInt32($0 % 4 * 4 + $0 / 4) }))
-    a.vpermd(packed, order, packed)
+    // The rows are packed side by side.
+    let rows = (0..<shape.outputRows).map { (sums[$0 * vectors], sums[$0 * vectors + vectors - 1]) }
+    let packed = a.packBytes(
+      rows, zeroPoint: slide.zeroPoint, as: shape.resultType, order: slide.temporaries[0])
     if vectors == 2 {
       a.vmovups(target(0), packed.at(.ymm))
       if rows.count == 2 { a.vextractf64x4(target(1), packed, 1) }

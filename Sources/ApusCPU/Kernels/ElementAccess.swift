@@ -83,6 +83,25 @@ extension Assembler {
     vextractf64x4(other, first, 1)
   }
 
+  /// Packs one or two pairs of vectors of whole numbers into 16-bit elements, adds the zero point to these, packs them into
+  /// bytes, all with saturation, and puts the bytes in order: a pair's first vector, its second, the next pair's. The
+  /// registers are overwritten; the first holds the result.
+  func packBytes(_ pairs: [(Vec, Vec)], zeroPoint: Int, as type: DataType, order: Vec) -> Vec {
+    for (words, other) in pairs {
+      vpackssdw(words, words, other)
+      guard zeroPoint != 0 else { continue }
+      let zero = UInt32(UInt16(truncatingIfNeeded: zeroPoint))
+      vpaddsw(words, words, constant(words: Array(repeating: zero << 16 | zero, count: 16)))
+    }
+    let (bytes, other) = (pairs[0].0, pairs[pairs.count - 1].0)
+    if type == .uint8 { vpackuswb(bytes, bytes, other) } else { vpacksswb(bytes, bytes, other) }
+    // Packing works within 128 bits: lane 4 i + j has what belongs to i + j times the number of such parts.
+    let parts = bytes.width.bytes / 16
+    vmovups(order, constant(words: (0..<bytes.width.lanes).map { UInt32($0 % parts * 4 + $0 / parts) }))
+    vpermd(bytes, order, bytes)
+    return bytes
+  }
+
   /// Puts the lowest byte of every 32-bit lane side by side (AVX2), with no register but the one.
   private func narrowToBytes(_ lanes: Vec) {
     // The bytes of each half together, the halves together, and the four-byte pieces of those.

@@ -24,7 +24,9 @@ extension ExpressionEmitter {
     if case .const(let number) = b, let result = try withConstant(function, a, number) {
       return result
     }
-    if let place = place(b), let result = try arithmetic(function, a, place) { return result }
+    if [.add, .subtract, .multiply, .divide].contains(function), let place = place(b) {
+      return try arithmetic(function, a, place)
+    }
     if case .const(let number) = a, function == .add || function == .multiply,
       let result = try withConstant(function, b, number)
     {
@@ -43,11 +45,7 @@ extension ExpressionEmitter {
     case .minimum, .maximum:
       // The hardware gives the second operand when either is NaN: put back a first that is NaN.
       let result = try allocate()
-      if function == .minimum {
-        assembler.vminps(result, x.register, y.register)
-      } else {
-        assembler.vmaxps(result, x.register, y.register)
-      }
+      try write(function, result, x.register, y.register)
       try choose(
         result, .unordered, x.register, x.register, yes: x.register, no: result)
       release(x)
@@ -55,18 +53,26 @@ extension ExpressionEmitter {
       return Value(register: result, owned: true)
     default:
       let result = try target(x, y)
-      switch function {
-      case .add: assembler.vaddps(result, x.register, y.register)
-      case .subtract: assembler.vsubps(result, x.register, y.register)
-      case .multiply: assembler.vmulps(result, x.register, y.register)
-      case .divide: assembler.vdivps(result, x.register, y.register)
-      case .logicalAnd: assembler.vandps(result, x.register, y.register)
-      case .logicalOr: assembler.vorps(result, x.register, y.register)
-      case .logicalXor: assembler.vxorps(result, x.register, y.register)
-      default:
-        throw ApusError(.notYetSupported, "no vector code for the function \(function.rawValue)")
-      }
+      try write(function, result, x.register, y.register)
       return finish(result, x, y)
+    }
+  }
+
+  /// The instruction of a function of two numbers.
+  private func write(
+    _ function: BinaryFunction, _ to: Vec, _ a: Vec, _ b: some VectorOperand
+  ) throws(ApusError) {
+    switch function {
+    case .add: assembler.vaddps(to, a, b)
+    case .subtract: assembler.vsubps(to, a, b)
+    case .multiply: assembler.vmulps(to, a, b)
+    case .divide: assembler.vdivps(to, a, b)
+    case .minimum: assembler.vminps(to, a, b)
+    case .maximum: assembler.vmaxps(to, a, b)
+    case .logicalAnd: assembler.vandps(to, a, b)
+    case .logicalOr: assembler.vorps(to, a, b)
+    case .logicalXor: assembler.vxorps(to, a, b)
+    default: throw ApusError(.notYetSupported, "no vector code for the function \(function.rawValue)")
     }
   }
 
@@ -76,26 +82,15 @@ extension ExpressionEmitter {
   ) throws(ApusError) -> Value? {
     switch function {
     case .minimum, .maximum:
-      let operand = try value(a)
-      if narrowing == .packingInRange {
-        let result = try target(operand)
-        if function == .minimum {
-          assembler.vminps(result, operand.register, constant(number))
-        } else {
-          assembler.vmaxps(result, operand.register, constant(number))
-        }
-        return Value(register: result, owned: true)
-      }
+      if narrowing == .packingInRange { return try arithmetic(function, a, constant(number)) }
       // The hardware gives the second operand when either is NaN, so a NaN value goes second.
+      let operand = try value(a)
       let result = try load(number)
-      if function == .minimum {
-        assembler.vminps(result, result, operand.register)
-      } else {
-        assembler.vmaxps(result, result, operand.register)
-      }
+      try write(function, result, result, operand.register)
       release(operand)
       return Value(register: result, owned: true)
-    default: return try arithmetic(function, a, constant(number))
+    case .add, .subtract, .multiply, .divide: return try arithmetic(function, a, constant(number))
+    default: return nil
     }
   }
 
@@ -107,16 +102,10 @@ extension ExpressionEmitter {
   }
 
   /// `a op b` with b in memory.
-  private func arithmetic(_ function: BinaryFunction, _ a: ScalarExpr, _ b: Address) throws(ApusError) -> Value? {
-    guard [.add, .subtract, .multiply, .divide].contains(function) else { return nil }
+  private func arithmetic(_ function: BinaryFunction, _ a: ScalarExpr, _ b: Address) throws(ApusError) -> Value {
     let operand = try value(a)
     let result = try target(operand)
-    switch function {
-    case .add: assembler.vaddps(result, operand.register, b)
-    case .subtract: assembler.vsubps(result, operand.register, b)
-    case .multiply: assembler.vmulps(result, operand.register, b)
-    default: assembler.vdivps(result, operand.register, b)
-    }
+    try write(function, result, operand.register, b)
     return Value(register: result, owned: true)
   }
 

@@ -405,27 +405,8 @@ extension MicrokernelGenerator {
   private func storeBytes(
     _ results: [Vec], zeroPoint: Int, row: Int, column: Int, scratch: Vec
   ) {
-    var words: [Vec] = []
-    for index in stride(from: 0, to: results.count, by: 2) {
-      let pair = results[index]
-      a.vpackssdw(pair, pair, index + 1 < results.count ? results[index + 1] : pair)
-      if zeroPoint != 0 {
-        let zero = UInt32(UInt16(truncatingIfNeeded: zeroPoint))
-        a.vpaddsw(pair, pair, a.constant(words: Array(repeating: zero << 16 | zero, count: 16)))
-      }
-      words.append(pair)
-    }
-    let (bytes, other) = (words[0], words[words.count - 1])
-    if shape.resultType == .uint8 {
-      a.vpackuswb(bytes, bytes, other)
-    } else {
-      a.vpacksswb(bytes, bytes, other)
-    }
-    // Packing works within 128 bits: lane 4 i + j has what belongs to i + j times the number of such parts.
-    let parts = width.bytes / 16
-    a.vmovups(
-      scratch, a.constant(words: (0..<isa.lanes).map { UInt32($0 % parts * 4 + $0 / parts) }))
-    a.vpermd(bytes, scratch, bytes)
+    let pairs = stride(from: 0, to: results.count, by: 2).map { (results[$0], results[min($0 + 1, results.count - 1)]) }
+    let bytes = a.packBytes(pairs, zeroPoint: zeroPoint, as: shape.resultType, order: scratch)
     let columns = columnCount(from: column)
     guard isa == .avx512 else {
       return a.storeBytes(addressOfC(row, column), bytes, count: columns)

@@ -16,7 +16,7 @@ public struct KernelTime: Sendable {
   /// Seconds.
   public internal(set) var seconds: Double
   /// What the problem asks of the device, of all members of a batch together.
-  public let work: KernelWork
+  public internal(set) var work: KernelWork
 
   /// Operations of the problem.
   public var operations: Double { work.operations }
@@ -48,9 +48,10 @@ extension ExecutionContext {
     let seconds: Double
   }
 
-  /// The time from each mark to the next; members of a batch add up.
+  /// The time from each mark to the next; members of a batch and rounds of a loop add up.
   private func times(_ marks: [Mark]) -> [KernelTime] {
     var times: [KernelTime] = []
+    var runs: [Int] = []
     var places: [ObjectIdentifier: Int] = [:]
     for (start, end) in zip(marks, marks.dropFirst()) where end.step == start.step + 1 {
       let first = places[ObjectIdentifier(start.plan)] ?? times.count
@@ -58,15 +59,17 @@ extension ExecutionContext {
       let seconds = end.seconds - start.seconds
       if first + start.step < times.count {
         times[first + start.step].seconds += seconds
+        runs[first + start.step] += 1
         continue
       }
       let done = start.plan.steps[start.step]
-      var work = KernelWork(done.problem)
-      work.multiply(by: start.plan.repeats)
       times.append(
         KernelTime(
-          name: done.nodeName, sources: done.sources, tactic: done.tacticID, seconds: seconds, work: work))
+          name: done.nodeName, sources: done.sources, tactic: done.tacticID, seconds: seconds,
+          work: KernelWork(done.problem)))
+      runs.append(1)
     }
+    for (index, count) in runs.enumerated() { times[index].work.multiply(by: count) }
     return times
   }
 }

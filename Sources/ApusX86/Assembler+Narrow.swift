@@ -29,6 +29,10 @@ extension Assembler {
   package func vpmovzxbw(_ to: Vec, _ from: some VectorOperand, mask: Mask? = nil) {
     widen(0x30, 2, to, from, mask)
   }
+  /// Signed bytes to 16-bit elements.
+  package func vpmovsxbw(_ to: Vec, _ from: some VectorOperand, mask: Mask? = nil) {
+    widen(0x20, 2, to, from, mask)
+  }
   /// Half precision to single precision.
   package func vcvtph2ps(_ to: Vec, _ from: some VectorOperand, mask: Mask? = nil) {
     widen(0x13, 2, to, from, mask)
@@ -80,6 +84,8 @@ extension Assembler {
   package func vpaddsw(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xED, to, a, b) }
   /// Differences, wrapping around.
   package func vpsubw(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xF9, to, a, b) }
+  /// Products of signed 16-bit elements, those of neighbours added to 32-bit lanes.
+  package func vpmaddwd(_ to: Vec, _ a: Vec, _ b: some VectorOperand) { bytes(.m0F, 0xF5, to, a, b) }
   /// Shifts by a constant to the left.
   package func vpsllw(_ to: Vec, _ from: Vec, _ count: UInt8) {
     vector(

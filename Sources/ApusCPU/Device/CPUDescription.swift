@@ -30,10 +30,10 @@ package enum CPUDescription {
 
   /// The element types whose products have generated kernels.
   package static var fastTypes: Set<DataType> {
-    if isa == .avx2VNNI { return [.float32, .int8] }
-    guard isa == .avx512 else { return [.float32] }
-    var types: Set<DataType> = [.float32, .uint4]
-    if CPUFeatures.host.avx512VNNI { types.formUnion([.int8, .uint8]) }
+    if isa == .portable { return [.float32] }
+    guard isa == .avx512 else { return [.float32, .int8] }
+    var types: Set<DataType> = [.float32, .int8, .uint4]
+    if CPUFeatures.host.avx512VNNI { types.insert(.uint8) }
     if CPUFeatures.host.avx512BF16 { types.insert(.bfloat16) }
     return types
   }

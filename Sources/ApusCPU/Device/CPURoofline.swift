@@ -46,7 +46,12 @@ struct CPURoofline {
       let run = code.function(as: (@convention(c) (Int) -> Void).self)
       return typical { pool.parallelFor(pool.threadCount, run) { run, _ in run(Self.rounds) } }
     }
-    let perLane = type == .float32 ? 2 : type == .bfloat16 ? 4 : 8
+    let perLane =
+      switch type {
+      case .float32: 2
+      case .bfloat16: 4
+      default: 2 * ProductKind.bytes(isa).interleave
+      }
     return Double(pool.threadCount * Self.rounds * sumCount * isa.lanes * perLane) / seconds
   }
 
@@ -55,12 +60,16 @@ struct CPURoofline {
     let a = Assembler()
     let sums = (0..<sumCount).map { Vec($0, isa.width) }
     let factor = Vec(sumCount, isa.width)
+    let product = Vec(sumCount + 1, isa.width)
     for register in sums + [factor] { a.vxorps(register, register, register) }
     a.align(32)
     let loop = a.here()
     for sum in sums {
       switch (type, isa) {
       case (.bfloat16, _): a.vdpbf16ps(sum, factor, factor)
+      case (.int8, _) where ProductKind.bytes(isa).widens:
+        a.vpmaddwd(product, factor, factor)
+        a.vpaddd(sum, sum, product)
       case (.int8, .avx512): a.vpdpbusd(sum, factor, factor)
       case (.int8, _): a.vexVpdpbusd(sum, factor, factor)
       default: a.vfmadd231ps(sum, factor, factor)

@@ -4,14 +4,6 @@
 import ApusBase
 import ApusGraph
 
-#if canImport(Glibc)
-  import Glibc
-#elseif canImport(Musl)
-  import Musl
-#elseif canImport(Darwin)
-  import Darwin
-#endif
-
 /// A channels-last convolution as a batch of matrix products: for each place in the window, pixels
 /// times channels. Pixels lie where they are (the input is copied once if it needs zeros around it),
 /// and the places of one window row are contiguous, so they are one product.
@@ -26,8 +18,11 @@ package final class ConvPlan: Sendable {
   package let packedWeightByteCount: Int
   private let shape: ConvShape
   private let multiply: TiledMultiply
+  private let copy: ElementCopy
+  /// Bytes of a pixel as it is multiplied.
   private let pixelBytes: Int
-  /// Bytes from one pixel of the input to the next.
+  /// Those of a pixel of the input, and from one of them to the next.
+  private let inputBytes: Int
   private let inputStep: Int
   /// What stands around the input, in every byte.
   private let padValue: Int
@@ -50,18 +45,20 @@ package final class ConvPlan: Sendable {
     let elementBytes = types.kind.elementBytes
     let interleave = types.kind.interleave
     let memberElements = Self.memberElements(shape)
-    guard isa != .portable, shape.isValid, memberElements % interleave == 0 || types.kind == .int8
+    guard isa != .portable, shape.isValid, memberElements % interleave == 0 || types.kind.isOfBytes
     else {
       throw ApusError(.notYetSupported, "this convolution has no generated kernel")
     }
     self.shape = shape
     self.padValue = padValue
+    copy = ElementCopy(types.kind)
     pixelBytes = shape.inChannels * elementBytes
-    inputStep = (inputPitch ?? shape.inChannels) * elementBytes
+    inputBytes = shape.inChannels * types.kind.storedBytes
+    inputStep = (inputPitch ?? shape.inChannels) * types.kind.storedBytes
     // Kernels read whole words; what they read too much is multiplied by zero, but must exist. Pixels of one
     // window row must lie side by side.
     let padded =
-      shape.needsPadding || memberElements % interleave != 0
+      shape.needsPadding || memberElements % interleave != 0 || copy.widens
       || (inputPitch != nil && shape.kernelWidth > 1)
     let width = padded ? shape.paddedWidth : shape.inWidth
     let height = padded ? shape.paddedHeight : shape.inHeight
@@ -71,10 +68,11 @@ package final class ConvPlan: Sendable {
     // A window of one pixel that moves by one reads the pixels in order: one run of all of them.
     let linear =
       !rowByRow && shape.kernelHeight == 1 && shape.kernelWidth == 1 && shape.strideHeight == 1
-      && shape.strideWidth == 1 && !padded && shape.outHeight == height && shape.outWidth == width
+      && shape.strideWidth == 1 && (!padded || copy.widens) && shape.outHeight == height
+      && shape.outWidth == width
     let run = linear ? shape.batch * height * width : shape.outWidth
     let stride = shape.strideWidth * pixel / 4
-    let tile = tile ?? GemmTile.choose(run: run, n: groupOutputs, stride: stride, isa: isa)
+    let tile = tile ?? GemmTile.choose(run: run, n: groupOutputs, stride: stride, isa: isa, kind: types.kind)
     self.tile = tile
     nr = tile.columns(isa)
 
@@ -236,27 +234,25 @@ package final class ConvPlan: Sendable {
   }
 
   private func padRow(_ row: Int, _ input: UnsafeRawPointer, _ padded: UnsafeMutableRawPointer) {
-    let pad = Int32(truncatingIfNeeded: padValue)
     let rowBytes = shape.paddedWidth * pixelBytes
     let left = shape.padLeft * pixelBytes
-    let copied = max(0, min(shape.inWidth, shape.paddedWidth - shape.padLeft)) * pixelBytes
+    let pixels = max(0, min(shape.inWidth, shape.paddedWidth - shape.padLeft))
     let target = padded + row * rowBytes
     let image = row / shape.paddedHeight
     let y = row % shape.paddedHeight - shape.padTop
-    guard y >= 0, y < shape.inHeight, copied > 0 else {
-      memset(target, pad, rowBytes)
-      return
+    guard y >= 0, y < shape.inHeight, pixels > 0 else {
+      return copy.fill(target, byteCount: rowBytes, with: padValue)
     }
-    if left > 0 { memset(target, pad, left) }
+    copy.fill(target, byteCount: left, with: padValue)
     let source = input + (image * shape.inHeight + y) * shape.inWidth * inputStep
-    if inputStep == pixelBytes {
-      memcpy(target + left, source, copied)
+    if inputStep == inputBytes {
+      copy.copy(source, to: target + left, byteCount: pixels * inputBytes)
     } else {
-      for pixel in 0..<copied / pixelBytes {
-        memcpy(target + left + pixel * pixelBytes, source + pixel * inputStep, pixelBytes)
+      for pixel in 0..<pixels {
+        copy.copy(source + pixel * inputStep, to: target + left + pixel * pixelBytes, byteCount: inputBytes)
       }
     }
-    let right = rowBytes - left - copied
-    if right > 0 { memset(target + left + copied, pad, right) }
+    let end = left + pixels * pixelBytes
+    copy.fill(target + end, byteCount: rowBytes - end, with: padValue)
   }
 }

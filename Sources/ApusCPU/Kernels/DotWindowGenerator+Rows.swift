@@ -77,7 +77,7 @@ extension DotWindowGenerator {
         a.loadElements(lane, place, .uint8, masked ? tail : nil)
       }
       if index > 0 {
-        a.vpslld(lane, lane, UInt8(8 * elementBytes * index))
+        a.vpslld(lane, lane, UInt8(8 * shape.kind.elementBytes * index))
         a.vorps(data, data, lane)
       }
     }

@@ -17,6 +17,8 @@ struct DotWindowGenerator {
   let orders: [Vec]
   /// Registers for sums, weights and what is under way.
   let registers: [Vec]
+  /// Where products wait to be added, if they do, and weights that are not kept in registers are widened.
+  private let products: Vec?
 
   private let rowRegisters: [R64] = [.rax, .rdx, .rsi, .r8, .r9, .r10, .r11]
   let operandRegisters: [R64] = [.r12, .r13, .r14, .r15]
@@ -33,15 +35,19 @@ struct DotWindowGenerator {
       tail = .lanes(all.removeLast(), count: shape.channels % shape.isa.lanes)
     }
     orders = (0..<(shape.permutes ? DotWindowKernel.orderCount(shape.kind) : 0)).map { _ in all.removeLast() }
+    products = shape.kind.widens ? all.removeLast() : nil
     registers = all
   }
 
   var rows: [R64] { Array(rowRegisters.prefix(shape.rowCount)) }
-  var elementBytes: Int { shape.kind.elementBytes }
+  /// Bytes of an element of the input.
+  var elementBytes: Int { shape.kind.storedBytes }
+  /// Bytes of a vector of weights.
+  private var weightBytes: Int { lanes * shape.kind.columnBytes }
   /// Vectors of channels computed at once.
   private var vectorsAtOnce: Int { shape.permutes ? 2 : 1 }
   /// Vectors of channels in a pass of the loop: a cache line of the input, of bytes on AVX2 half of one.
-  private var vectorsInPass: Int { shape.kind == .int8 && !shape.slides ? 4 : 2 }
+  private var vectorsInPass: Int { shape.kind.isOfBytes && !shape.slides ? 4 : 2 }
 
   func generate() throws(ApusError) -> [UInt8] {
     guard shape.operands.count <= operandRegisters.count,
@@ -117,7 +123,7 @@ struct DotWindowGenerator {
 
   private func advance(_ vectors: Int) {
     for row in rows { a.add(row, vectors * lanes * elementBytes) }
-    a.add(.rbx, vectors * shape.rowGroups * isa.width.bytes)
+    a.add(.rbx, vectors * shape.rowGroups * weightBytes)
     a.add(.rcx, vectors * lanes * ElementAccess.byteCount(shape.resultType))
     for (index, kind) in shape.operands.enumerated() where kind != .scalar {
       a.add(
@@ -128,7 +134,7 @@ struct DotWindowGenerator {
   /// Where the weights of a window column are for a vector of channels.
   func weights(_ column: Int, _ group: Int, _ vector: Int) -> Address {
     let panels = (shape.channels + lanes - 1) / lanes
-    return Address(.rbx, ((column * panels + vector) * shape.rowGroups + group) * isa.width.bytes)
+    return Address(.rbx, ((column * panels + vector) * shape.rowGroups + group) * weightBytes)
   }
 
   /// Vectors of channels of all pixels that are summed up together.
@@ -183,7 +189,8 @@ struct DotWindowGenerator {
     }
     guard shape.padValue != 0, shape.inside.contains(where: { $0.count < shape.kernelWidth }) else { return }
     let outside = spare[0]
-    a.vbroadcastss(outside, a.constant(words: [UInt32(truncatingIfNeeded: shape.padValue & 255) * 0x0101_0101]))
+    let everywhere: UInt32 = shape.kind.widens ? 0x0001_0001 : 0x0101_0101
+    a.vbroadcastss(outside, a.constant(words: [UInt32(truncatingIfNeeded: shape.padValue & 255) * everywhere]))
     for pixel in 0..<shape.pixels {
       for column in 0..<shape.kernelWidth where !shape.inside[pixel].contains(column) {
         for vector in 0..<block.vectors { multiply(pixel, outside, column, vector) }
@@ -202,7 +209,8 @@ struct DotWindowGenerator {
     let kept = Array(spare.prefix(count))
     spare.removeFirst(count)
     for (index, register) in kept.enumerated() {
-      a.vmovups(register, weights(index / block.vectors, group, block.first + index % block.vectors))
+      let place = weights(index / block.vectors, group, block.first + index % block.vectors)
+      if shape.kind.widens { a.vpmovsxbw(register, place) } else { a.vmovups(register, place) }
     }
     guard shape.outputRows == 2 else { return [kept] }
     let later = Array(spare.prefix(count))
@@ -213,7 +221,18 @@ struct DotWindowGenerator {
 
   func multiplyAdd(_ sum: Vec, _ data: Vec, _ weights: some VectorOperand) {
     if shape.kind == .bfloat16 { return a.vdpbf16ps(sum, data, weights) }
+    if let products { return multiplyAddApart(sum, data, weights, products) }
     if isa == .avx512 { a.vpdpbusd(sum, data, weights) } else { a.vexVpdpbusd(sum, data, weights) }
+  }
+
+  private func multiplyAddApart(_ sum: Vec, _ data: Vec, _ weights: some VectorOperand, _ products: Vec) {
+    if let weights = weights as? Vec {
+      a.vpmaddwd(products, data, weights)
+    } else {
+      a.vpmovsxbw(products, weights)
+      a.vpmaddwd(products, products, data)
+    }
+    a.vpaddd(sum, sum, products)
   }
 
   /// Input columns from the left, with the pixels and window columns that use them.

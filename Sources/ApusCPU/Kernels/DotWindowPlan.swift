@@ -33,7 +33,7 @@ package final class DotWindowPlan: Sendable {
 
   /// Whether the kernels take a convolution.
   package static func takes(_ shape: ConvShape, _ kind: ProductKind, isa: ISA = .current) -> Bool {
-    (kind == .int8 ? ElementAccess.supports(.uint8, isa) : kind == .bfloat16 && ElementAccess.supports(.bfloat16, isa))
+    (kind.isOfBytes ? ElementAccess.supports(.uint8, isa) : kind == .bfloat16 && ElementAccess.supports(.bfloat16, isa))
       && shape.isValid && shape.groups == shape.inChannels && shape.groups == shape.outChannels
       && shape.kernelHeight <= DotWindowKernel.mostRows && shape.kernelWidth <= 16
       && shape.strideHeight <= 4
@@ -75,12 +75,12 @@ package final class DotWindowPlan: Sendable {
       isWide && kind == .int8 && shape.strideHeight == 1 && shape.dilationHeight == 1 && shape.kernelHeight <= 3
       && shape.kernelWidth <= 3 && shape.outHeight > 1
     outputRows = sharesRows ? 2 : 1
-    let permutes = isWide && (permutesBytes || kind == .bfloat16)
+    let permutes = isWide && ((permutesBytes && kind == .int8) || kind == .bfloat16)
     let window = DotWindowKernel.Shape(
       kind: kind, inside: [], outputRows: outputRows, outputWidth: shape.outWidth, channels: shape.inChannels,
       resultPitch: pitch, kernelHeight: shape.kernelHeight, kernelWidth: shape.kernelWidth, stride: shape.strideWidth,
       dilation: shape.dilationWidth, padValue: padValue,
-      rowBytes: shape.inWidth * shape.inChannels * kind.elementBytes, rowsAhead: shape.strideHeight * outputRows,
+      rowBytes: shape.inWidth * shape.inChannels * kind.storedBytes, rowsAhead: shape.strideHeight * outputRows,
       epilogue: epilogue, operands: operands, operandTypes: types.operands, resultType: types.result,
       stepsFit: types.stepsFit, permutes: permutes, isa: isa)
     var sliding = window
@@ -93,8 +93,8 @@ package final class DotWindowPlan: Sendable {
       (runs, kernels) = try Self.kernels(window, shape, pixels: pixels)
     }
     let span = (shape.outWidth - 1) * shape.strideWidth + (shape.kernelWidth - 1) * shape.dilationWidth + 1
-    padRow = FilledRow(byteCount: span * shape.inChannels * kind.elementBytes, value: padValue)
-    inputBytes = kind.elementBytes
+    padRow = FilledRow(byteCount: span * shape.inChannels * kind.storedBytes, value: padValue)
+    inputBytes = kind.storedBytes
     let work = shape.outWidth * shape.outChannels * shape.kernelHeight * shape.kernelWidth
     let rows = max(1, min(Self.taskWork / work, shape.outHeight / 4))
     rowsPerTask = (rows + outputRows - 1) / outputRows * outputRows

@@ -11,7 +11,7 @@ package enum ElementAccess {
   package static func supports(_ type: DataType, _ isa: ISA) -> Bool {
     switch type {
     case .float32, .int32: isa != .portable
-    case .uint8, .int8: isa == .avx512 || isa == .avx2VNNI
+    case .uint8, .int8: isa != .portable
     case .bfloat16: isa == .avx512 && CPUFeatures.host.avx512BF16
     default: false
     }

@@ -48,7 +48,7 @@ struct TileDrain {
     else { return 0 }
     switch plan.types.kind {
     case .int8, .bfloat16: return longest
-    case .float32, .float16Weights, .int16: return 0
+    case .float32, .float16Weights, .int16, .widenedInt8: return 0
     }
   }
 }

@@ -74,7 +74,7 @@ extension MicrokernelGenerator {
     for row in 0..<rows {
       for (column, register) in accumulators[row].enumerated() {
         a.loadTail(free[0], addressOfC(row, column), tail(column))
-        if shape.kind == .int8 {
+        if shape.kind.sumType == .int32 {
           a.vpaddd(register, register, free[0])
         } else {
           a.vaddps(register, register, free[0])

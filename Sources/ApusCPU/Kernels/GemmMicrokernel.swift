@@ -27,6 +27,9 @@ package enum ProductKind: Hashable, Sendable {
   case bfloat16
   /// Unsigned bytes in A, signed ones in B, four elements a word, sums in 32-bit integers.
   case int8
+  /// The same where no instruction multiplies bytes exactly: A has been widened to 16 bits, B is on its way into
+  /// registers; two elements a word.
+  case widenedInt8
   /// Signed 16-bit integers, two elements a word. Sums of a block of K are 32-bit integers, which the
   /// operands must not overflow; those of several blocks are added in single precision.
   case int16
@@ -35,16 +38,31 @@ package enum ProductKind: Hashable, Sendable {
   package var interleave: Int {
     switch self {
     case .float32, .float16Weights: 1
-    case .bfloat16, .int16: 2
+    case .bfloat16, .int16, .widenedInt8: 2
     case .int8: 4
     }
   }
-  /// Bytes of an element of A.
+  /// Bytes of an element of A as kernels of products read it.
   package var elementBytes: Int { 4 / interleave }
+  /// Whether bytes of A are widened before.
+  package var widens: Bool { self == .widenedInt8 }
+  /// Bytes of an element of A as it lies in tensors.
+  package var storedBytes: Int { widens ? 1 : elementBytes }
   /// Bytes of a word of K in a column of B.
-  package var columnBytes: Int { self == .float16Weights ? 2 : 4 }
+  package var columnBytes: Int { self == .float16Weights || widens ? 2 : 4 }
+  /// Whether it multiplies unsigned bytes with signed ones.
+  package var isOfBytes: Bool { self == .int8 || self == .widenedInt8 }
   /// The type of a sum.
-  package var sumType: DataType { self == .int8 ? .int32 : .float32 }
+  package var sumType: DataType { isOfBytes ? .int32 : .float32 }
+
+  /// How products of bytes are computed with an instruction set of this machine.
+  package static func bytes(_ isa: ISA) -> ProductKind {
+    switch isa {
+    case .avx512: CPUFeatures.host.avx512VNNI ? .int8 : .widenedInt8
+    case .avx2VNNI: .int8
+    case .avx2, .portable: .widenedInt8
+    }
+  }
 }
 
 /// What one generated tile computes: `C[rows x columns] (+)= sum over the batch of A_b * B_b`.
@@ -158,6 +176,8 @@ struct MicrokernelGenerator {
   /// The epilogue, without what the sums start from: the extra operand of this number.
   let epilogue: ScalarExpr
   let startingOperand: Int?
+  /// Where products wait to be added, if they do.
+  private let products: Vec?
 
   init(_ shape: MicrokernelShape) throws(ApusError) {
     self.shape = shape
@@ -170,10 +190,10 @@ struct MicrokernelGenerator {
     let count = (shape.overlap?.places ?? rows) * shape.vectors
     let masksLanes =
       shape.masksB && shape.isa != .avx512 && shape.lastColumns != shape.isa.lanes
-    let needed = count + shape.vectors + 1 + (masksLanes ? 1 : 0)
+    let needed = count + shape.vectors + 1 + (masksLanes ? 1 : 0) + (Self.addsApart(shape) ? 1 : 0)
     guard isa != .portable, rows > 0, shape.vectors > 0, needed <= isa.registerCount,
-      shape.kind != .int8 || ElementAccess.supports(.int8, isa),
-      !shape.masksB || shape.kind != .float16Weights
+      !shape.kind.isOfBytes || ElementAccess.supports(.int8, isa),
+      !shape.masksB || shape.kind.columnBytes == 4
     else {
       throw ApusError(
         .notYetSupported, "a tile of \(rows) x \(shape.vectors) vectors does not fit the registers")
@@ -193,6 +213,12 @@ struct MicrokernelGenerator {
       tail = .lanes(rest.removeLast(), count: shape.lastColumns)
     }
     free = rest
+    guard Self.addsApart(shape) else {
+      products = nil
+      return
+    }
+    // Until the tail is stored, nothing else is where its lanes will be.
+    if case .lanes(let lanes, _) = tail, !shape.masksB { products = lanes } else { products = rest.last }
   }
 
   func argument(_ index: Int) -> Address { Address(.rdi, 8 * index) }
@@ -289,7 +315,7 @@ struct MicrokernelGenerator {
         && epilogue.contains { $0 == sum }
         && epilogue.replacing(sum, with: .const(0)).useCounts()[0] == nil
     }
-    guard let found, types.kind == .int8, types.result != .int32 else { return (epilogue, nil) }
+    guard let found, types.kind.sumType == .int32, types.result != .int32 else { return (epilogue, nil) }
     let sum = ScalarExpr.input(0) + .input(found + 1)
     return (epilogue.replacing(sum, with: .input(0)), found)
   }
@@ -347,6 +373,7 @@ struct MicrokernelGenerator {
     for line in 0..<shape.linesAhead {
       a.prefetcht1(Address(.r9, 64 * (k * shape.linesAhead + line)))
     }
+    spare.removeAll { $0 == products }
     step(0..<rows, offsetInA: 4 * k, offsetInB: k * shape.panelBytes, factors: spare)
   }
 
@@ -356,10 +383,10 @@ struct MicrokernelGenerator {
     for (index, column) in columns.enumerated() {
       let vectorBytes = isa.lanes * shape.kind.columnBytes
       let place = Address(.rbx, offsetInB + index * vectorBytes)
-      if shape.kind == .float16Weights {
-        a.vcvtph2ps(column, place)
-      } else {
-        a.loadTail(column, place, shape.masksB ? tail(index) : nil)
+      switch shape.kind {
+      case .float16Weights: a.vcvtph2ps(column, place)
+      case .widenedInt8: a.vpmovsxbw(column, place)
+      default: a.loadTail(column, place, shape.masksB ? tail(index) : nil)
       }
     }
     for row in rows {
@@ -379,7 +406,18 @@ struct MicrokernelGenerator {
     case .bfloat16: a.vdpbf16ps(sum, factor, column)
     case .int8 where isa == .avx2VNNI: a.vexVpdpbusd(sum, factor, column)
     case .int8: a.vpdpbusd(sum, factor, column)
-    case .int16: a.vpdpwssd(sum, factor, column)
+    case .int16, .widenedInt8:
+      guard let products else { return a.vpdpwssd(sum, factor, column) }
+      a.vpmaddwd(products, factor, column)
+      a.vpaddd(sum, sum, products)
+    }
+  }
+
+  /// Whether products of 16-bit elements take a register and an instruction of their own to be added.
+  private static func addsApart(_ shape: MicrokernelShape) -> Bool {
+    switch shape.kind {
+    case .int16, .widenedInt8: shape.isa != .avx512 || !CPUFeatures.host.avx512VNNI
+    default: false
     }
   }
 }

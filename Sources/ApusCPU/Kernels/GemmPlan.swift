@@ -4,17 +4,10 @@
 import ApusBase
 import ApusGraph
 
-#if canImport(Glibc)
-  import Glibc
-#elseif canImport(Musl)
-  import Musl
-#elseif canImport(Darwin)
-  import Darwin
-#endif
-
 /// Copies rows and fills them up with zeros.
 private struct RowFilling {
   let rows: Int
+  let copy: ElementCopy
   /// Bytes from one row to the next in the source, of it in use, and in the copy.
   let from: Int
   let used: Int
@@ -27,8 +20,8 @@ private struct RowFilling {
       let (filling, source, target, perTask) = context
       for row in task * perTask..<min(filling.rows, (task + 1) * perTask) {
         let place = target + row * filling.to
-        memcpy(place, source + row * filling.from, filling.used)
-        memset(place + filling.used, 0, filling.to - filling.used)
+        let used = filling.copy.copy(source + row * filling.from, to: place, byteCount: filling.used)
+        (place + used).initializeMemory(as: UInt8.self, repeating: 0, count: filling.to - used)
       }
     }
   }
@@ -57,21 +50,26 @@ package final class GemmPlan: Sendable {
     types: ProductTypes = ProductTypes(), batch: [BatchMember] = [BatchMember()],
     terms: SumTerms = SumTerms()
   ) throws(ApusError) {
-    let elementBytes = types.kind.elementBytes
+    let kind = types.kind
+    let elementBytes = kind.elementBytes
     let interleave = types.kind.interleave
     guard m > 0, n > 0, k > 0, isa != .portable, ldb == nil || interleave == 1,
-      k % interleave == 0 || batch.count == 1
+      (k % interleave == 0 && !kind.widens) || batch.count == 1
     else {
       throw ApusError(.notYetSupported, "a product of \(m) x \(k) and \(k) x \(n)")
     }
     let words = (k + interleave - 1) / interleave
-    // Kernels read whole words: rows that end inside one are copied and filled up with zeros.
+    // Kernels read whole words: rows that end inside one are copied and filled up with zeros. Copies of rows that are
+    // a power of two apart would share few sets of the first-level cache.
     rows =
-      k % interleave == 0
-      ? nil : RowFilling(rows: m, from: lda * elementBytes, used: k * elementBytes, to: words * 4)
+      k % interleave == 0 && !kind.widens
+      ? nil
+      : RowFilling(
+        rows: m, copy: ElementCopy(kind), from: lda * kind.storedBytes, used: k * kind.storedBytes,
+        to: words * 4 + (words % 256 == 0 ? 64 : 0))
     let rowBytes = rows?.to ?? lda * elementBytes
     workspaceByteCount = rows.map { $0.rows * $0.to } ?? 0
-    var tile = tile ?? GemmTile.choose(run: m, n: n, stride: rowBytes / 4, isa: isa)
+    var tile = tile ?? GemmTile.choose(run: m, n: n, stride: rowBytes / 4, isa: isa, kind: kind)
     if ldb != nil && isa != .avx512 {
       // The lanes of B's last columns take a register.
       tile.rows = max(1, min(tile.rows, (isa.registerCount - 2 - tile.vectors) / tile.vectors))

@@ -28,11 +28,15 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   package func columns(_ isa: ISA) -> Int { vectors * isa.lanes }
 
   /// The tiles worth timing, each with as many rows as the registers hold.
-  package static func candidates(_ isa: ISA) -> [GemmTile] {
+  package static func candidates(_ isa: ISA, _ kind: ProductKind = .float32) -> [GemmTile] {
     let shapes =
       isa == .avx512
       ? [(6, 4), (9, 3), (14, 2), (28, 1), (4, 6), (2, 8)] : [(6, 2), (4, 3), (12, 1), (2, 4)]
-    return shapes.map { GemmTile(rows: $0, vectors: $1) }
+    return shapes.map { rows, vectors in
+      // One register is for B's element besides A's, one for products that are added apart.
+      let most = (isa.registerCount - vectors - 2) / vectors
+      return GemmTile(rows: kind.widens ? min(rows, most) : rows, vectors: vectors)
+    }
   }
 
   /// Those whose epilogue runs beside the sums, for sums over so many words of K and so many elements of C.
@@ -59,7 +63,7 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
         GemmTile(rows: $0, vectors: $1, sumsTogether: $2)
       }
     case .bfloat16: return [GemmTile(rows: 24, vectors: 3, sumsTogether: 12)]
-    case .float32, .float16Weights, .int16: return []
+    case .float32, .float16Weights, .int16, .widenedInt8: return []
     }
   }
 
@@ -95,12 +99,12 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
   /// The most efficient tile of the candidates, its rows limited by the cache; with a `width`, of
   /// those that read panels of so many columns.
   package static func choose(
-    run: Int, n: Int, stride: Int, isa: ISA, width: Int? = nil
+    run: Int, n: Int, stride: Int, isa: ISA, width: Int? = nil, kind: ProductKind = .float32
   ) -> GemmTile {
     let used = (n + isa.lanes - 1) / isa.lanes
     var best = GemmTile(rows: 1, vectors: 1)
     var bestScore = -1.0
-    for candidate in candidates(isa) {
+    for candidate in candidates(isa, kind) {
       let tile = GemmTile(
         rows: min(candidate.rows, rowLimit(stride: stride)), vectors: min(used, candidate.vectors))
       if let width, tile.columns(isa) != width { continue }

@@ -188,7 +188,7 @@ package final class StripPlan: Sendable {
     guard stages.count > 1 else { return false }
     for (index, stage) in stages.enumerated() {
       let s = stage.shape
-      guard s.isValid else { return false }
+      guard s.isValid, !stage.types.kind.widens else { return false }
       if index > 0 {
         let before = stages[index - 1]
         let type = before.types.result

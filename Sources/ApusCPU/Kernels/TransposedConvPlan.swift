@@ -4,14 +4,6 @@
 import ApusBase
 import ApusGraph
 
-#if canImport(Glibc)
-  import Glibc
-#elseif canImport(Musl)
-  import Musl
-#elseif canImport(Darwin)
-  import Darwin
-#endif
-
 /// A channels-last transposed convolution as ordinary convolutions, one for each phase of the stride, that
 /// store their results `stride` pixels apart: nothing is computed that is zero by construction, and
 /// nothing is moved afterwards. Phases with as many taps and results differ only in where they read and
@@ -23,7 +15,10 @@ package final class TransposedConvPlan: Sendable {
   package let workspaceByteCount: Int
   private let shape: TransposedConvShape
   private let products: [TiledMultiply]
+  private let copy: ElementCopy
+  /// Bytes of a pixel as it is multiplied, and of one of the input.
   private let pixelBytes: Int
+  private let inputBytes: Int
   /// The positions that are read of each axis; empty when the input is used as it lies.
   private let sources: [Range<Int>]
 
@@ -43,9 +38,11 @@ package final class TransposedConvPlan: Sendable {
     }
     self.shape = shape
     nr = tile.columns(isa)
+    copy = ElementCopy(types.kind)
     pixelBytes = shape.inChannels * types.kind.elementBytes
+    inputBytes = shape.inChannels * types.kind.storedBytes
     let read = (0..<3).map(shape.sources)
-    let isInside = (0..<3).allSatisfy {
+    let isInside = !copy.widens && (0..<3).allSatisfy {
       read[$0].lowerBound >= 0 && read[$0].upperBound <= shape.input[$0]
     }
     sources = isInside ? [] : read
@@ -112,16 +109,15 @@ package final class TransposedConvPlan: Sendable {
     let y = line + sources[1].lowerBound
     let inside = sources[2].clamped(to: 0..<shape.input[2])
     guard z >= 0, z < shape.input[0], y >= 0, y < shape.input[1], !inside.isEmpty else {
-      memset(target, 0, sources[2].count * pixelBytes)
-      return
+      return copy.fill(target, byteCount: sources[2].count * pixelBytes, with: 0)
     }
     let left = (inside.lowerBound - sources[2].lowerBound) * pixelBytes
     let right = (sources[2].upperBound - inside.upperBound) * pixelBytes
-    memset(target, 0, left)
+    copy.fill(target, byteCount: left, with: 0)
     let pixel =
       ((image * shape.input[0] + z) * shape.input[1] + y) * shape.input[2] + inside.lowerBound
-    memcpy(target + left, input + pixel * pixelBytes, inside.count * pixelBytes)
-    memset(target + left + inside.count * pixelBytes, 0, right)
+    copy.copy(input + pixel * inputBytes, to: target + left, byteCount: inside.count * inputBytes)
+    copy.fill(target + left + inside.count * pixelBytes, byteCount: right, with: 0)
   }
 }
 

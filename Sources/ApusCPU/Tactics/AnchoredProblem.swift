@@ -91,7 +91,7 @@ struct AnchoredProblem {
       kind = .bfloat16
     case (.uint8, .uint8, .int32) where anchor is MatMul && CPUDescription.fastTypes.contains(.uint8):
       kind = .int8
-    case (.uint8, .int8, .int32) where CPUDescription.fastTypes.contains(.int8): kind = .int8
+    case (.uint8, .int8, .int32): kind = .bytes(.current)
     default: return nil
     }
     return ProductTypes(kind, result: result, operands: extras)

@@ -31,7 +31,7 @@ struct ConvTactic: Tactic {
       isa, conv.types, words: words, results: problem.outputs[0].count,
       columns: conv.shape.outChannels / conv.shape.groups, epilogue: conv.anchored.epilogue,
       operands: conv.anchored.extras)
-    return (GemmTile.candidates(isa) + overlapping).map(\.configuration)
+    return (GemmTile.candidates(isa, conv.types.kind) + overlapping).map(\.configuration)
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {

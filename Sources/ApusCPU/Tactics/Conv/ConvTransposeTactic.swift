@@ -57,7 +57,8 @@ struct ConvTransposeTactic: Tactic {
   }
 
   func configurations(_ problem: Problem) -> [TacticConfiguration] {
-    GemmTile.candidates(isa).map { ["mr": $0.rows, "nv": $0.vectors] }
+    guard case .success(let sizes) = read(problem) else { return [] }
+    return GemmTile.candidates(isa, sizes.types.kind).map(\.configuration)
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {

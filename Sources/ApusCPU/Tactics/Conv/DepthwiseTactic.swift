@@ -21,7 +21,7 @@ struct DepthwiseTactic: Tactic {
       guard conv.shape.isDepthwise else { return .no(because: "channels are mixed") }
       switch conv.types.kind {
       case .float32, .bfloat16: return .yes
-      case .int8, .int16, .float16Weights: return .no(because: "not of floating-point numbers")
+      case .int8, .widenedInt8, .int16, .float16Weights: return .no(because: "not of floating-point numbers")
       }
     }
   }

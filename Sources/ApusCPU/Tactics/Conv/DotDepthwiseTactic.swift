@@ -22,7 +22,7 @@ struct DotDepthwiseTactic: Tactic {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
       let kind = conv.types.kind
-      guard kind == .int8 || kind == .bfloat16 else { return .no(because: "not a convolution of bytes or BF16") }
+      guard kind.isOfBytes || kind == .bfloat16 else { return .no(because: "not a convolution of bytes or BF16") }
       guard conv.shape.isDepthwise else { return .no(because: "channels are mixed") }
       guard DotWindowPlan.takes(conv.shape, kind) else { return .no(because: "the window is too large") }
       return .yes

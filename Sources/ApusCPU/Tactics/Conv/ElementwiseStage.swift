@@ -58,7 +58,7 @@ extension ProductKind {
     switch type {
     case .float32: self = .float32
     case .bfloat16: self = .bfloat16
-    case .uint8, .int8: self = .int8
+    case .uint8, .int8: self = .bytes(.current)
     default: return nil
     }
   }

@@ -22,6 +22,7 @@ struct WinogradTactic: Tactic {
     switch ConvProblem.read(problem) {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
+      guard !conv.types.kind.widens else { return .no(because: "no 16-bit products without AVX-512") }
       if conv.types.kind == .int8 {
         guard isa == .avx512 else { return .no(because: "no 16-bit products without AVX-512") }
         guard conv.types.result.bitWidth == 8 || conv.types.result == .bfloat16 else {

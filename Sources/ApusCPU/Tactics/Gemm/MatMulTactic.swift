@@ -52,7 +52,7 @@ struct MatMulTactic: Tactic {
     let overlapping = GemmTile.overlapping(
       isa, types, words: words, results: sizes.m * sizes.n, columns: sizes.n,
       epilogue: anchored.epilogue, operands: anchored.extras)
-    return (GemmTile.candidates(isa) + overlapping).map(\.configuration)
+    return (GemmTile.candidates(isa, types.kind) + overlapping).map(\.configuration)
   }
 
   func packing(_ problem: Problem, _ configuration: TacticConfiguration) -> [Int: PackedLayout] {

@@ -18,6 +18,10 @@ extension Assembler {
   package func vpinsrw(_ to: Vec, _ from: Address, _ place: UInt8) {
     insert(.m0F, 0xC4, to, from, place)
   }
+  /// Replaces 32-bit element `place` of the lowest 4.
+  package func vpinsrd(_ to: Vec, _ from: Address, _ place: UInt8) {
+    insert(.m0F3A, 0x22, to, from, place)
+  }
 
   private func extract(_ opcode: UInt8, _ to: Address, _ from: Vec, _ place: UInt8) {
     vector(
@@ -30,6 +34,11 @@ extension Assembler {
   package func vpextrw(_ to: Address, _ from: Vec, _ place: UInt8) { extract(0x15, to, from, place) }
   /// Stores 32-bit element `place` of the lowest 4.
   package func vpextrd(_ to: Address, _ from: Vec, _ place: UInt8) { extract(0x16, to, from, place) }
+  /// Loads the lowest 64 bits and clears the others.
+  package func vmovq(_ to: Vec, _ from: Address) {
+    vector(
+      VectorRow(.xF3, .m0F, 0x7E, .full, .vex), .xmm, reg: to.number, second: 0, from.encoded)
+  }
   /// Stores the lowest 64 bits.
   package func vmovq(_ to: Address, _ from: Vec) {
     vector(
@@ -53,16 +62,23 @@ extension Assembler {
 
   // MARK: A few bytes
 
-  /// Loads the first `count` bytes, 0 to 7, and reads no other. The rest of the register is cleared.
+  /// Loads the first `count` bytes, 0 to 15, and reads no other. The rest of the register is cleared.
   package func loadBytes(_ to: Vec, _ from: Address, count: Int) {
     let low = to.at(.xmm)
-    guard count < 8 else { return fail("\(count) bytes are more than a few") }
+    guard count < 16 else { return fail("\(count) bytes are more than a few") }
     var done = 0
-    if count >= 4 {
+    if count >= 8 {
+      vmovq(low, from)
+      done = 8
+    } else if count >= 4 {
       vmovss(low, from)
       done = 4
     } else {
       vxorps(low, low, low)
+    }
+    if done == 8, count & 4 != 0 {
+      vpinsrd(low, from.offset(done), 2)
+      done = 12
     }
     if count & 2 != 0 {
       vpinsrw(low, from.offset(done), UInt8(done / 2))

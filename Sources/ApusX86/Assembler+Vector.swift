@@ -287,6 +287,12 @@ extension Assembler {
       VectorRow(.none, .m0F, 0xC2, .full, .evex), a.width, reg: to.number, second: a.number,
       b.encoded, immediate: predicate.rawValue)
   }
+  /// Lanes of `b` where a bit of `choice` is set, of `a` elsewhere (AVX).
+  package func vblendps(_ to: Vec, _ a: Vec, _ b: some VectorOperand, _ choice: UInt8) {
+    vector(
+      VectorRow(.x66, .m0F3A, 0x0C, .full, .vex), to.width, reg: to.number, second: a.number, b.encoded,
+      immediate: choice)
+  }
   /// Lanes of `b` where `mask` is negative, of `a` elsewhere (AVX).
   package func vblendvps(_ to: Vec, mask: Vec, _ a: Vec, _ b: some VectorOperand) {
     three(

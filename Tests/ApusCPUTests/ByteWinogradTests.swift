@@ -11,7 +11,7 @@ import ApusTensor
 import Testing
 
 /// Winograd's form for bytes: sums are near the exact ones, and results differ next to ties only.
-@Suite(.enabled(if: CPUFeatures.host.avx512VNNI && ISA.current == .avx512))
+@Suite(.enabled(if: ISA.current != .portable))
 struct ByteWinogradTests {
   private let pool = ThreadPool(threadCount: 2)
 
@@ -80,8 +80,8 @@ struct ByteWinogradTests {
   ) throws -> [Double] {
     let s = sample.shape
     let plan = try WinogradPlan(
-      s, m: 4, tile: GemmTile.choose(run: 16, n: s.outChannels, stride: s.inChannels, isa: .avx512),
-      blockBytes: blockBytes, isa: .avx512, epilogue: epilogue, operands: operands, types: types,
+      s, m: 4, tile: GemmTile.choose(run: 16, n: s.outChannels, stride: s.inChannels, isa: .current, kind: .int16),
+      blockBytes: blockBytes, epilogue: epilogue, operands: operands, types: types,
       padValue: pad)
     let packed = try GuardedTensor(plan.packing.pack(sample.weights))
     let workspace = GuardedBuffer(count: plan.workspaceByteCount / 4) { _ in .nan }
@@ -98,7 +98,7 @@ struct ByteWinogradTests {
     for s in Self.shapes {
       let sample = try Sample(s, pad: pad, bytes: bytes)
       for blockBytes in [0, 1 << 20] {
-        let got = try run(sample, pad: pad, blockBytes: blockBytes, types: ProductTypes(.int8))
+        let got = try run(sample, pad: pad, blockBytes: blockBytes, types: ProductTypes(.bytes(.current)))
         var worst = (error: 0.0, index: 0)
         var squares = 0.0
         for index in got.indices {
@@ -148,7 +148,7 @@ struct ByteWinogradTests {
       for (type, zero) in [(DataType.uint8, 40), (.int8, -9), (.float32, 0)] {
         let got = try run(
           sample, pad: 5, blockBytes: 1 << 18,
-          types: ProductTypes(.int8, result: type, operands: [.int32, .float32, .uint8]),
+          types: ProductTypes(.bytes(.current), result: type, operands: [.int32, .float32, .uint8]),
           epilogue: expression(type, zero: zero), operands: [.perColumn, .perColumn, .full],
           addresses: operands.map { UnsafeRawPointer($0.raw) })
         var worst = (error: 0.0, index: 0)
@@ -191,7 +191,7 @@ struct ByteWinogradTests {
               let factor = transform[row][pixel / 8 % 6] * transform[column][pixel % 8 % 6]
               return factor * sign > 0 ? 255 : 0
             }, weight: { _ in weight })
-          let got = try run(sample, pad: 0, blockBytes: 1 << 20, types: ProductTypes(.int8))
+          let got = try run(sample, pad: 0, blockBytes: 1 << 20, types: ProductTypes(.bytes(.current)))
           let wrong = got.indices.max {
             abs(got[$0] - sample.sums[$0]) < abs(got[$1] - sample.sums[$1])
           }
@@ -264,7 +264,7 @@ struct ByteWinogradTests {
       selector.candidates(problem).choices.contains { $0.id.contains("winograd") }
     }
     #expect(try takes(problem(bytes, .uint8)))
-    #expect(try takes(problem(.cast(y, .bfloat16), .bfloat16)))
+    #expect(try takes(problem(.cast(y, .bfloat16), .bfloat16)) == ElementAccess.supports(.bfloat16, .current))
     #expect(try !takes(problem(y, .float32)))
   }
 }

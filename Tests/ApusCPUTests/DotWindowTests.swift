@@ -33,17 +33,20 @@ import Testing
     return shapes
   }
 
-  @Test(arguments: byteISAs, [true, false])
-  func sumsAreExactAndPaddedWithTheZeroPoint(isa: ISA, permutesBytes: Bool) throws {
-    if permutesBytes && !(isa == .avx512 && CPUFeatures.host.avx512VBMI) { return }
+  @Test(arguments: byteProducts, [true, false])
+  func sumsAreExactAndPaddedWithTheZeroPoint(product: (isa: ISA, kind: ProductKind), permutesBytes: Bool) throws {
+    let (isa, kind) = product
+    if permutesBytes && !(isa == .avx512 && kind == .int8 && CPUFeatures.host.avx512VBMI) { return }
     for channels in [2, 7, 8, 15, 16, 17, 27, 64, 70, 80, 96] {
       for s in Self.shapes(channels) {
-        try check(s, padValue: 131, isa, permutesBytes)
+        try check(s, padValue: 131, isa, kind, permutesBytes)
       }
     }
   }
 
-  private func check(_ s: ConvShape, padValue zero: Int, _ isa: ISA, _ permutesBytes: Bool) throws {
+  private func check(_ s: ConvShape, padValue zero: Int, _ isa: ISA, _ kind: ProductKind, _ permutesBytes: Bool)
+    throws
+  {
     let channels = s.inChannels
     let x = try GuardedTensor(
       integers(.uint8, [s.batch, s.inHeight, s.inWidth, channels], 0...255))
@@ -57,9 +60,10 @@ import Testing
       centred[index]
         + Double(zero) * (0..<places).reduce(0.0) { $0 + values[$1 * channels + index % channels] }
     }
-    let packed = try GuardedTensor(DotWindowPlan.packing(s, .int8, isa: isa).pack(w))
+    let packed = try GuardedTensor(DotWindowPlan.packing(s, kind, isa: isa).pack(w))
     let shape = [s.batch, s.outHeight, s.outWidth, channels]
-    let raw = try DotWindowPlan(s, padValue: zero, isa: isa, permutesBytes: permutesBytes)
+    let raw = try DotWindowPlan(
+      s, types: ProductTypes(kind), padValue: zero, isa: isa, permutesBytes: permutesBytes)
     let output = try GuardedTensor(Tensor(.int32, shape: shape))
     raw.run(input: x.raw, packedWeights: packed.raw, output: output.raw, pool: pool)
     let got = output.tensor.doubles()
@@ -73,7 +77,7 @@ import Testing
       steps: .max(.const(0), sum + ScalarExpr.cast(.input(2), .float32)), zeroPoint: 3, type: .uint8)
     let plan = try DotWindowPlan(
       s, epilogue: quantization.expression, operands: [.perColumn, .full],
-      types: ProductTypes(.int8, result: .uint8, operands: [.int32, .uint8]), padValue: zero, isa: isa,
+      types: ProductTypes(kind, result: .uint8, operands: [.int32, .uint8]), padValue: zero, isa: isa,
       permutesBytes: permutesBytes)
     let bytes = try GuardedTensor(Tensor(.uint8, shape: shape))
     plan.run(

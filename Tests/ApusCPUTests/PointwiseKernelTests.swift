@@ -17,9 +17,10 @@ import ApusCPU
 /// The families this machine can run.
 let testedISAs = CPUFeatures.host.families.filter { $0 != .portable }
 
-/// Those of them that multiply bytes.
-let byteISAs = testedISAs.filter {
-  $0 == .avx2VNNI || $0 == .avx512 && CPUFeatures.host.avx512VNNI
+/// How products of bytes are computed with each of them: AVX-512 has both ways.
+let byteProducts: [(isa: ISA, kind: ProductKind)] = testedISAs.flatMap { isa -> [(ISA, ProductKind)] in
+  let best = ProductKind.bytes(isa)
+  return isa == .avx512 && !best.widens ? [(isa, best), (isa, .widenedInt8)] : [(isa, best)]
 }
 
 @Suite struct PointwiseKernelTests {
@@ -181,7 +182,7 @@ let byteISAs = testedISAs.filter {
 
   /// Bytes come and go one by one at the end, where there are no masks for them; the result may lie where an
   /// operand does.
-  @Test(arguments: byteISAs) func bytesAreReadAndWritten(isa: ISA) throws {
+  @Test(arguments: testedISAs) func bytesAreReadAndWritten(isa: ISA) throws {
     for type in [DataType.uint8, .int8] {
       let (low, high) = (type.integerRange.lowerBound, type.integerRange.upperBound)
       let x = ScalarExpr.cast(.input(0), .float32) * .const(0.5) + .input(1)

@@ -78,7 +78,7 @@ import ApusCPU
   }
 
   /// Bytes are scaled and masked before, and the result is rounded to bytes.
-  @Test(arguments: byteISAs) func bytesGoInAndOut(isa: ISA) throws {
+  @Test(arguments: testedISAs) func bytesGoInAndOut(isa: ISA) throws {
     for columns in Self.widths + [RowKernel.scratchColumns + 7] {
       for (groups, size) in [(1, 1), (1, 5), (3, 4), (2, 9)] where columns < 1000 || size < 5 {
         let rows = groups * size

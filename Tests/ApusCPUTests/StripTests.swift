@@ -43,8 +43,8 @@ import Testing
     for shape in Self.cases { try check(shape, .bfloat16, .bfloat16, .avx512) }
   }
 
-  @Test(arguments: byteISAs) func bytes(isa: ISA) throws {
-    for shape in Self.cases { try check(shape, .int8, .uint8, isa) }
+  @Test(arguments: byteProducts) func bytes(isa: ISA, kind: ProductKind) throws {
+    for shape in Self.cases { try check(shape, kind, .uint8, isa) }
   }
 
   @Test func otherConvolutionsAreRefused() throws {
@@ -80,14 +80,14 @@ import Testing
       Self.stage(shape, kind, type, isa, hasOther: index == 2 && isLastResidual)
     }
     let operands = try stages.enumerated().map { try Self.Operands($1, isa, seed: UInt64($0 + 7)) }
-    let input = Self.memory(shapes[0].inputCount * kind.elementBytes, kind, seed: 5)
+    let input = Self.memory(shapes[0].inputCount * kind.storedBytes, kind, seed: 5)
 
     // One after the other.
     var results: [GuardedBuffer] = []
     let pool = ThreadPool(threadCount: 2)
     for (index, stage) in stages.enumerated() {
       // Products of bytes read whole words behind an image.
-      let result = GuardedBuffer(count: (stage.shape.outputCount * kind.elementBytes + 3) / 4 + 1)
+      let result = GuardedBuffer(count: (stage.shape.outputCount * kind.storedBytes + 3) / 4 + 1)
       try Self.run(
         stage, isa, index == 0 ? input.raw : results[index - 1].raw, operands[index], result.raw, pool)
       results.append(result)
@@ -100,7 +100,7 @@ import Testing
       }
       let source = range.lowerBound == 0 ? input : results[range.lowerBound - 1]
       let want = results[range.upperBound - 1]
-      let byteCount = part[part.count - 1].shape.outputCount * kind.elementBytes
+      let byteCount = part[part.count - 1].shape.outputCount * kind.storedBytes
       for rows in [1, 2, 3, 5, 40] {
         for threads in [1, 3] {
           let plan = try StripPlan(part, rows: rows, threadCount: threads, isa: isa)
@@ -126,17 +126,17 @@ import Testing
     _ shape: ConvShape, _ kind: ProductKind, _ type: DataType, _ isa: ISA, hasOther: Bool
   ) -> StripPlan.Stage {
     var value = ScalarExpr.input(0)
-    if kind == .int8 { value = .cast(.input(0), .float32) * .const(0.004) }
+    if kind.isOfBytes { value = .cast(.input(0), .float32) * .const(0.004) }
     value = .max(value + .input(1), .const(0))
-    if kind != .int8 { value = .min(value, .const(6)) }
-    if hasOther { value = value + (kind == .int8 ? .cast(.input(2), .float32) : .input(2)) }
-    if kind == .int8 {
+    if !kind.isOfBytes { value = .min(value, .const(6)) }
+    if hasOther { value = value + (kind.isOfBytes ? .cast(.input(2), .float32) : .input(2)) }
+    if kind.isOfBytes {
       value = ScalarQuantization(steps: value, zeroPoint: 3, type: .uint8).expression
     }
     return StripPlan.Stage(
       shape, epilogue: value, operands: hasOther ? [.perColumn, .full] : [.perColumn],
       types: ProductTypes(kind, result: type, operands: hasOther ? [.float32, type] : [.float32]),
-      padValue: kind == .int8 ? 100 : 0, tile: GemmTile(rows: isa == .avx512 ? 14 : 6, vectors: 2))
+      padValue: kind.isOfBytes ? 100 : 0, tile: GemmTile(rows: isa == .avx512 ? 14 : 6, vectors: 2))
   }
 
   /// Weights as the kernels read them, random in whatever order, and the epilogue's operands.
@@ -156,12 +156,12 @@ import Testing
         // Rows that a window lacks must have zeros here.
         var generator = SeededGenerator(seed: seed)
         let dense = try generator.tensor(
-          kind == .int8 ? .int8 : .bfloat16, shape: [s.kernelHeight, s.kernelWidth, 1, s.outChannels])
+          kind.isOfBytes ? .int8 : .bfloat16, shape: [s.kernelHeight, s.kernelWidth, 1, s.outChannels])
         let packed = try DotWindowPlan.packing(s, kind, isa: isa).pack(dense)
         weights.raw.copyMemory(from: packed.bytes.baseAddress!, byteCount: packed.byteCount)
       }
       bias = GuardedBuffer.random(s.outChannels, seed: seed + 1)
-      other = StripTests.memory(s.outputCount * kind.elementBytes, kind, seed: seed + 2)
+      other = StripTests.memory(s.outputCount * kind.storedBytes, kind, seed: seed + 2)
       extras = .allocate(capacity: 2)
       extras.initialize(to: UnsafeRawPointer(bias.raw))
       (extras + 1).initialize(to: UnsafeRawPointer(other.raw))
@@ -184,7 +184,7 @@ import Testing
         // Two numbers in a word, both of the float's size.
         let half = float.bitPattern >> 16
         buffer.pointer[index] = Float(bitPattern: half << 16 | (half ^ 0x8000))
-      case .int8:
+      case .int8, .widenedInt8:
         let bits = UInt32(bitPattern: Int32(float * 2e9))
         (buffer.raw + 4 * index).storeBytes(of: bits, as: UInt32.self)
       default: break

@@ -32,7 +32,7 @@ import Testing
 
   /// No tile, so that one is chosen, and every kind of tile for sums of so many words.
   private func tiles(_ isa: ISA, _ kind: ProductKind, words: Int) -> [GemmTile?] {
-    [nil] + GemmTile.candidates(isa) + GemmTile.overlapping(isa, ProductTypes(kind), words: words, results: .max)
+    [nil] + GemmTile.candidates(isa, kind) + GemmTile.overlapping(isa, ProductTypes(kind), words: words, results: .max)
   }
 
   private func packed(_ b: Tensor, _ plan: GemmPlan, _ kind: ProductKind) throws -> GuardedTensor {
@@ -56,18 +56,18 @@ import Testing
     return result
   }
 
-  @Test(arguments: byteISAs) func sumsOfBytesAreExact(isa: ISA) throws {
+  @Test(arguments: byteProducts) func sumsOfBytesAreExact(isa: ISA, kind: ProductKind) throws {
     for (m, n, k) in Self.sizes {
       let a = try GuardedTensor(integers(.uint8, [m, k]))
       let b = try integers(.int8, [k, n])
       let want = reference(a.tensor, b)
-      for tile in tiles(isa, .int8, words: (k + 3) / 4) {
+      for tile in tiles(isa, kind, words: (k + kind.interleave - 1) / kind.interleave) {
         let plan = try GemmPlan(
           m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: isa,
-          types: ProductTypes(.int8))
+          types: ProductTypes(kind))
         let c = try GuardedTensor(Tensor(.int32, shape: [m, n]))
         let scratch = GuardedBuffer(count: plan.workspaceByteCount / 4)
-        let right = try packed(b, plan, .int8)
+        let right = try packed(b, plan, kind)
         plan.run(
           a: a.raw, b: right.raw, c: c.raw, workspace: scratch.raw, pool: pool)
         #expect(c.tensor.doubles() == want, "\(m)x\(n)x\(k) \(plan.tile)")
@@ -75,7 +75,8 @@ import Testing
     }
   }
 
-  @Test(arguments: byteISAs) func bytesAreScaledAddedAndRoundedBehindTheSums(isa: ISA) throws {
+  @Test(arguments: byteProducts)
+  func bytesAreScaledAddedAndRoundedBehindTheSums(isa: ISA, kind: ProductKind) throws {
     let sum = ScalarExpr.cast(.input(0) + .input(1), .float32) * .input(2)
     let residual = (ScalarExpr.cast(.input(3), .float32) - .const(12)) * .const(0.25)
     for (m, n, k) in Self.sizes {
@@ -95,8 +96,8 @@ import Testing
       ] {
         let quantization = ScalarQuantization(
           steps: .max(.const(0), sum + residual) / .const(0.125), zeroPoint: zero, type: type)
-        for tile in tiles(isa, .int8, words: (k + 3) / 4) {
-          var types = ProductTypes(.int8, result: type, operands: [.int32, .float32, .uint8])
+        for tile in tiles(isa, kind, words: (k + kind.interleave - 1) / kind.interleave) {
+          var types = ProductTypes(kind, result: type, operands: [.int32, .float32, .uint8])
           types.stepsFit = fits
           let plan = try GemmPlan(
             m: m, n: n, k: k, lda: k, ldc: n, tile: tile, isa: isa,
@@ -104,7 +105,7 @@ import Testing
             types: types)
           let c = try GuardedTensor(Tensor(type, shape: [m, n]))
           let scratch = GuardedBuffer(count: plan.workspaceByteCount / 4)
-          let right = try packed(b, plan, .int8)
+          let right = try packed(b, plan, kind)
           plan.run(
             a: a.raw, b: right.raw, c: c.raw,
             operands: [
@@ -166,7 +167,8 @@ import Testing
     }
   }
 
-  @Test(arguments: byteISAs) func convolutionsOfBytesPadWithTheZeroPoint(isa: ISA) throws {
+  @Test(arguments: byteProducts)
+  func convolutionsOfBytesPadWithTheZeroPoint(isa: ISA, kind: ProductKind) throws {
     let shapes = [
       convShape(1, (9, 8), (5, 32), kernel: (1, 1)),
       convShape(1, (9, 8), (5, 32), kernel: (1, 1), stride: (2, 2)),
@@ -192,13 +194,13 @@ import Testing
       let columnSums = (0..<s.outChannels).map { column in
         (0..<depth).reduce(0.0) { $0 + values[$1 * s.outChannels + column] }
       }
-      for tile in tiles(isa, .int8, words: ConvPlan.words(s, .int8)) {
+      for tile in tiles(isa, kind, words: ConvPlan.words(s, kind)) {
         let plan = try ConvPlan(
-          s, tile: tile, isa: isa, types: ProductTypes(.int8), padValue: zero)
+          s, tile: tile, isa: isa, types: ProductTypes(kind), padValue: zero)
         let packed = try GuardedTensor(
           PackedLayout(
             batch: s.groups, rows: depth, columns: s.outChannels / s.groups, width: plan.nr,
-            interleave: 4, segment: ConvPlan.memberElements(s)
+            interleave: kind.interleave, segment: ConvPlan.memberElements(s)
           ).pack(w))
         let workspace = GuardedBuffer(count: (plan.workspaceByteCount + 3) / 4)
         let output = try GuardedTensor(

@@ -10,7 +10,7 @@ import ApusTensor
 import Testing
 
 /// Weights as scaled integers in engine files.
-@Suite(.enabled(if: CPUFeatures.host.avx512VNNI && ISA.current == .avx512))
+@Suite(.enabled(if: ISA.current != .portable))
 struct ByteWinogradEngineTests {
   private static func configuration() -> BuilderConfiguration {
     var configuration = BuilderConfiguration()

@@ -126,22 +126,16 @@ package final class ConvPlan: Sendable {
     // of them is too long to stay in cache.
     let wholeRows = memberElements != groupInputs || shape.kernelWidth == 1
     let memberK = (memberElements + interleave - 1) / interleave
-    var offsets: [Int] = []
+    var members: [Int] = []
     for y in 0..<shape.kernelHeight {
       for x in 0..<(wholeRows ? 1 : shape.kernelWidth) {
-        offsets.append((y * shape.dilationHeight * width + x * shape.dilationWidth) * pixel)
+        members.append((y * shape.dilationHeight * width + x * shape.dilationWidth) * pixel)
       }
     }
-    let k = memberK * offsets.count
-    var blocks: [TiledMultiply.KBlock] = []
+    let k = memberK * members.count
     let isWhole = tiles.count == 1 || types.result != types.kind.sumType
-    let perBlock = isWhole ? offsets.count : max(1, 768 / memberK)
-    var first = 0
-    for count in TiledMultiply.split(offsets.count, rows: perBlock) {
-      blocks.append(
-        TiledMultiply.KBlock(first: first, count: count, k: memberK, start: first * memberK))
-      first += count
-    }
+    let (offsets, blocks) = Self.blocks(
+      members, words: memberK, usual: isWhole ? .max : TiledMultiply.wordsPerBlock(tile, isa), isa)
     let groupBytes =
       PackedMatrix.byteCount(k: k, n: groupOutputs, nr: tile.columns(isa)) / 4 * types.kind.columnBytes
     packedWeightByteCount = groupBytes * shape.groups
@@ -156,6 +150,36 @@ package final class ConvPlan: Sendable {
             a: group * groupInputs * elementBytes, b: group * groupBytes, c: group * groupOutputs,
             column: group * groupOutputs)
         }, sumsTogether: tile.sumsTogether))
+  }
+
+  /// Cuts the batch into what is summed before others are read, of about `usual` words: some members together, or with
+  /// short vectors parts of a long one.
+  ///
+  /// - Returns: Where the members or their parts start in A, and the blocks.
+  private static func blocks(_ members: [Int], words: Int, usual: Int, _ isa: ISA) -> (
+    offsets: [Int], blocks: [TiledMultiply.KBlock]
+  ) {
+    var offsets: [Int] = []
+    var blocks: [TiledMultiply.KBlock] = []
+    if isa != .avx512, usual < .max, words > usual / 2 * 3 {
+      for (number, member) in members.enumerated() {
+        var start = 0
+        for size in TiledMultiply.split(words, rows: usual) {
+          blocks.append(
+            TiledMultiply.KBlock(first: offsets.count, count: 1, k: size, start: number * words + start))
+          offsets.append(member + 4 * start)
+          start += size
+        }
+      }
+      return (offsets, blocks)
+    }
+    let together = usual == .max ? members.count : max(1, usual / 2 * 3 / words)
+    var first = 0
+    for count in TiledMultiply.split(members.count, rows: together) {
+      blocks.append(TiledMultiply.KBlock(first: first, count: count, k: words, start: first * words))
+      first += count
+    }
+    return (members, blocks)
   }
 
   /// Elements of K that lie side by side in the input: a row of the window where that is possible and

@@ -55,6 +55,14 @@ package enum ProductKind: Hashable, Sendable {
   /// The type of a sum.
   package var sumType: DataType { isOfBytes ? .int32 : .float32 }
 
+  /// Whether products take a register and an instruction of their own to be added to sums.
+  func addsApart(_ isa: ISA) -> Bool {
+    switch self {
+    case .int16, .widenedInt8: isa != .avx512 || !CPUFeatures.host.avx512VNNI
+    default: false
+    }
+  }
+
   /// How products of bytes are computed with an instruction set of this machine.
   package static func bytes(_ isa: ISA) -> ProductKind {
     switch isa {
@@ -190,7 +198,7 @@ struct MicrokernelGenerator {
     let count = (shape.overlap?.places ?? rows) * shape.vectors
     let masksLanes =
       shape.masksB && shape.isa != .avx512 && shape.lastColumns != shape.isa.lanes
-    let needed = count + shape.vectors + 1 + (masksLanes ? 1 : 0) + (Self.addsApart(shape) ? 1 : 0)
+    let needed = count + shape.vectors + 1 + (masksLanes ? 1 : 0) + (shape.kind.addsApart(shape.isa) ? 1 : 0)
     guard isa != .portable, rows > 0, shape.vectors > 0, needed <= isa.registerCount,
       !shape.kind.isOfBytes || ElementAccess.supports(.int8, isa),
       !shape.masksB || shape.kind.columnBytes == 4
@@ -213,7 +221,7 @@ struct MicrokernelGenerator {
       tail = .lanes(rest.removeLast(), count: shape.lastColumns)
     }
     free = rest
-    guard Self.addsApart(shape) else {
+    guard shape.kind.addsApart(shape.isa) else {
       products = nil
       return
     }
@@ -410,14 +418,6 @@ struct MicrokernelGenerator {
       guard let products else { return a.vpdpwssd(sum, factor, column) }
       a.vpmaddwd(products, factor, column)
       a.vpaddd(sum, sum, products)
-    }
-  }
-
-  /// Whether products of 16-bit elements take a register and an instruction of their own to be added.
-  private static func addsApart(_ shape: MicrokernelShape) -> Bool {
-    switch shape.kind {
-    case .int16, .widenedInt8: shape.isa != .avx512 || !CPUFeatures.host.avx512VNNI
-    default: false
     }
   }
 }

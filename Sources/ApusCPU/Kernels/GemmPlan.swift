@@ -85,11 +85,12 @@ package final class GemmPlan: Sendable {
       tiles.append(TiledMultiply.Tile(offsetInA: row * rowBytes, row: row, pattern: index))
       row += size
     }
-    // Long sums are cut so that the part of B in use stays in the second-level cache; with one tile of
+    // Long sums are cut so that the part of B in use stays in a cache; with one tile of
     // rows nothing is used twice. Sums wait in C between the pieces, where it can hold them.
     var blocks: [TiledMultiply.KBlock] = []
     let isWhole = tiles.count == 1 || types.result != types.kind.sumType
-    let pieces = isWhole ? 1 : max(1, (words + 255) / 512)
+    let usual = TiledMultiply.wordsPerBlock(tile, isa)
+    let pieces = isWhole ? 1 : max(1, (words + usual / 2 - 1) / usual)
     var start = 0
     for (index, size) in TiledMultiply.split(words, rows: (words + pieces - 1) / pieces).enumerated() {
       blocks.append(TiledMultiply.KBlock(first: index, count: 1, k: size, start: start))

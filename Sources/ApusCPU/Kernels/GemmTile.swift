@@ -35,7 +35,7 @@ package struct GemmTile: Hashable, Sendable, CustomStringConvertible {
     return shapes.map { rows, vectors in
       // One register is for B's element besides A's, one for products that are added apart.
       let most = (isa.registerCount - vectors - 2) / vectors
-      return GemmTile(rows: kind.widens ? min(rows, most) : rows, vectors: vectors)
+      return GemmTile(rows: kind.addsApart(isa) ? min(rows, most) : rows, vectors: vectors)
     }
   }
 

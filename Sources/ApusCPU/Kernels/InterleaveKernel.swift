@@ -35,14 +35,17 @@ package final class InterleaveKernel: Sendable {
   private let sourceBytes: Int
   private let pixelBytes: Int
 
-  /// Whether there are kernels for so many planes on this machine.
-  package static func takes(planes: Int, _ form: Form) -> Bool {
-    guard ISA.current == .avx512 else { return false }
-    switch form {
-    case .bytes: return (2...4).contains(planes) && CPUFeatures.host.avx512VBMI
-    case .words: return (2...4).contains(planes)
-    case .bfloat16: return (1...4).contains(planes) && CPUFeatures.host.avx512BF16
+  /// Whether there are kernels for so many planes of so many elements on this machine.
+  package static func takes(planes: Int, count: Int = .max, _ form: Form) -> Bool {
+    if form == .bfloat16 {
+      return (1...4).contains(planes) && ISA.current == .avx512 && CPUFeatures.host.avx512BF16
     }
+    guard (2...4).contains(planes), ISA.current != .portable, count > 0 else { return false }
+    return usesMasks(form) || count >= EightPixelsGenerator.pixels
+  }
+
+  private static func usesMasks(_ form: Form) -> Bool {
+    ISA.current == .avx512 && (form != .bytes || CPUFeatures.host.avx512VBMI)
   }
 
   /// Pixels that one task moves.
@@ -50,30 +53,34 @@ package final class InterleaveKernel: Sendable {
 
   /// Generates the code for planes of `count` elements that start `planeStride` elements apart.
   package init(planes: Int, planeStride: Int, count: Int, _ form: Form) throws(ApusError) {
-    guard Self.takes(planes: planes, form), count > 0, planeStride > 0, planeStride < 1 << 26 else {
+    guard Self.takes(planes: planes, count: count, form), planeStride > 0, planeStride < 1 << 26 else {
       throw ApusError(.notYetSupported, "\(planes) planes have no interleaving kernel")
     }
     sourceBytes = form.sourceBytes
     pixelBytes = form.pixelBytes(planes: planes)
+    let planeBytes = planeStride * sourceBytes
     memory = try ExecutableMemory(
-      InterleaveGenerator(planes: planes, planeBytes: planeStride * sourceBytes, form: form)
-        .generate(), name: "interleave \(planes)")
+      Self.usesMasks(form)
+        ? InterleaveGenerator(planes: planes, planeBytes: planeBytes, form: form).generate()
+        : EightPixelsGenerator(planes: planes, planeBytes: planeBytes, form: form).generate(),
+      name: "interleave \(planes)")
     self.count = count
   }
 
   /// Moves all pixels.
   package func run(_ source: UnsafeRawPointer, _ target: UnsafeMutableRawPointer, pool: ThreadPool) {
-    let tasks = (count + Self.taskPixels - 1) / Self.taskPixels
+    let tasks = max(1, count / Self.taskPixels)
     pool.parallelFor(tasks, (self, source, target)) { context, task in
       context.0.run(task, context.1, context.2)
     }
   }
 
   private func run(_ task: Int, _ source: UnsafeRawPointer, _ target: UnsafeMutableRawPointer) {
+    // The last task takes the rest, too: a few pixels alone may be too few.
     let first = task * Self.taskPixels
+    let isLast = first + 2 * Self.taskPixels > count
     memory.function(as: Code.self)(
-      source + first * sourceBytes, target + first * pixelBytes,
-      min(Self.taskPixels, count - first))
+      source + first * sourceBytes, target + first * pixelBytes, isLast ? count - first : Self.taskPixels)
   }
 }
 

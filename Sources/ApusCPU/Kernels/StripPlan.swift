@@ -85,13 +85,16 @@ package final class StripPlan: Sendable {
   private let slotBytes: Int
   /// Where in the workspace the first stage's input lies with what stands around it, if that must be made.
   private let preparedOffset: Int
+  /// Where rows of bytes are widened in a slot.
+  private let wideningOffset: Int
   /// Where the result of each stage but the last lies in a slot.
   private let buffers: [Buffer]
   private let imageRows: [ImageRows]
 
   /// Generated code of a stage.
   private enum StageCode: Sendable {
-    case product(TiledMultiply)
+    /// With the bytes of a row of pixels that are widened before, 0 where they are multiplied as they lie.
+    case product(TiledMultiply, widenedRow: Int)
     case convolution(ConvPlan)
     case window(WindowPlan)
     case dotWindow(DotWindowPlan)
@@ -144,7 +147,7 @@ package final class StripPlan: Sendable {
     imageRows = stages.map { stage in
       let s = stage.shape
       return ImageRows(
-        inputRows: s.inHeight, inputRowBytes: s.inWidth * s.inChannels * stage.types.kind.elementBytes,
+        inputRows: s.inHeight, inputRowBytes: s.inWidth * s.inChannels * stage.types.kind.storedBytes,
         outputRows: s.outHeight, outputWidth: s.outWidth)
     }
     let strips = (last.shape.outHeight + rows - 1) / rows
@@ -168,6 +171,8 @@ package final class StripPlan: Sendable {
       offset += (schedule.mostRows[index] * rowBytes + 64 + 63) / 64 * 64
     }
     self.buffers = buffers
+    wideningOffset = offset
+    offset += stages.indices.reduce(0) { max($0, Self.widenedRow(stages[$1]) * Self.mostRows(of: $1, parts)) }
     slotBytes = (offset + 4095) / 4096 * 4096
     var code: [StageCode] = []
     for (index, stage) in stages.enumerated() {
@@ -188,13 +193,13 @@ package final class StripPlan: Sendable {
     guard stages.count > 1 else { return false }
     for (index, stage) in stages.enumerated() {
       let s = stage.shape
-      guard s.isValid, !stage.types.kind.widens else { return false }
+      guard s.isValid else { return false }
       if index > 0 {
         let before = stages[index - 1]
         let type = before.types.result
         guard before.shape.outChannels == s.inChannels, before.shape.outHeight == s.inHeight,
           before.shape.outWidth == s.inWidth, before.shape.batch == s.batch,
-          ElementAccess.byteCount(type) == stage.types.kind.elementBytes
+          ElementAccess.byteCount(type) == stage.types.kind.storedBytes
         else { return false }
       }
       if index < stages.count - 1, stage.operands.contains(.full) { return false }
@@ -203,12 +208,12 @@ package final class StripPlan: Sendable {
       } else if stage.isMaximum {
         guard index > 0, s.inChannels == s.outChannels else { return false }
       } else if s.isDepthwise {
-        if stage.types.kind == .int8, !stage.isDotWindow(isa) { return false }
+        if stage.types.kind.isOfBytes, !stage.isDotWindow(isa) { return false }
       } else if s.isPixelwise {
         guard s.inChannels % stage.types.kind.interleave == 0 else { return false }
       } else {
         let isOdd = ConvPlan.memberElements(s) % stage.types.kind.interleave != 0
-        guard index == 0, s.groups == 1, !isOdd || stage.types.kind == .int8 else { return false }
+        guard index == 0, s.groups == 1, !isOdd || stage.types.kind.isOfBytes else { return false }
       }
     }
     return true
@@ -300,10 +305,10 @@ package final class StripPlan: Sendable {
           padValue: stage.padValue, rowByRow: true))
     }
     let pixelBytes = s.inChannels * kind.elementBytes
-    let most = parts.joined().reduce(1) { $1.stage == index ? max($0, $1.rows.count) : $0 }
+    let most = mostRows(of: index, parts)
     let tile =
       stage.tile
-      ?? GemmTile.choose(run: most * s.outWidth, n: s.outChannels, stride: pixelBytes / 4, isa: isa)
+      ?? GemmTile.choose(run: most * s.outWidth, n: s.outChannels, stride: pixelBytes / 4, isa: isa, kind: kind)
     var tiles: [TiledMultiply.Tile] = []
     var patterns: [[Int]] = []
     var known: [Int: Int] = [:]
@@ -333,7 +338,19 @@ package final class StripPlan: Sendable {
           blocks: [TiledMultiply.KBlock(first: 0, count: 1, k: k, start: 0)], k: k,
           n: s.outChannels, vectors: tile.vectors, ldb: nil, ldc: s.outChannels, ldo: s.outChannels,
           epilogue: stage.epilogue, operands: stage.operands,
-          types: stage.types.filled(stage.operands.count), sumsTogether: tile.sumsTogether)))
+          types: stage.types.filled(stage.operands.count), sumsTogether: tile.sumsTogether)),
+      widenedRow: widenedRow(stage))
+  }
+
+  /// The most rows that a step of a stage computes.
+  private static func mostRows(of stage: Int, _ parts: [[Step]]) -> Int {
+    parts.joined().reduce(1) { $1.stage == stage ? max($0, $1.rows.count) : $0 }
+  }
+
+  /// The bytes of a row of pixels that a product reads widened, 0 where it does not.
+  private static func widenedRow(_ stage: Stage) -> Int {
+    guard stage.types.kind.widens, stage.isProduct, stage.shape.isPixelwise else { return 0 }
+    return stage.shape.outWidth * stage.shape.inChannels * stage.types.kind.elementBytes
   }
 
   /// Computes the last stage's result.
@@ -386,17 +403,28 @@ package final class StripPlan: Sendable {
       let addresses = WindowAddresses(
         input: source, weights: Int(bitPattern: own.weights), output: target, operands: own.extras)
       switch stages[index] {
-      case .product(let multiply):
+      case .product(let multiply, let widenedRow):
+        var pixels = source &+ image * rows.inputRows * rows.inputRowBytes
+        if widenedRow > 0 {
+          let widened = scratch &+ wideningOffset
+          widen(step.rows.count * rows.inputRowBytes, pixels &+ step.rows.lowerBound * rows.inputRowBytes, widened)
+          pixels = widened &- step.rows.lowerBound * widenedRow
+        }
         multiply.run(
-          tiles: step.tiles, firstRow: image * rows.outputRows * rows.outputWidth,
-          a: source &+ image * rows.inputRows * rows.inputRowBytes, b: addresses.weights, c: target,
-          operands: own.extras)
+          tiles: step.tiles, firstRow: image * rows.outputRows * rows.outputWidth, a: pixels,
+          b: addresses.weights, c: target, operands: own.extras)
       case .convolution(let plan): plan.run(image: image, rows: step.rows, addresses, operands: own.extras)
       case .window(let plan): plan.run(image: image, rows: step.rows, addresses)
       case .dotWindow(let plan): plan.run(image: image, rows: step.rows, addresses)
       case .elementwise(let code): code.run(image: image, rows: step.rows, addresses)
       }
     }
+  }
+
+  private func widen(_ byteCount: Int, _ source: Int, _ target: Int) {
+    guard let source = UnsafeRawPointer(bitPattern: source), let target = UnsafeMutableRawPointer(bitPattern: target)
+    else { return }
+    ElementCopy(.widenedInt8).copy(source, to: target, byteCount: byteCount)
   }
 
   /// Moves rows of a buffer to its front.

@@ -254,8 +254,18 @@ package final class TiledMultiply: Sendable {
     }
   }
 
-  /// How much of A a block of rows may cover.
-  private static let blockBytes = 448 * 1024
+  /// How much of A a block of rows may cover: somewhat less than half of the second-level cache.
+  private static let blockBytes = CPUCaches.host.second / 16 * 7
+
+  /// Words of K that are summed before others are read, where sums may wait in C.
+  ///
+  /// The part of a panel that is gone through for every tile of rows stays in the first-level cache with that of A, if
+  /// vectors are short. With long ones a part of this length would be too small: each tile reads it from the second-level
+  /// cache, whose lines come as fast as they are used.
+  static func wordsPerBlock(_ tile: GemmTile, _ isa: ISA) -> Int {
+    if isa == .avx512 { return 512 }
+    return max(64, CPUCaches.host.first / 5 / (tile.columns(isa) + tile.rows) / 4 * 4)
+  }
 
   /// Multiplies. `operands` holds the addresses of the epilogue's extra operands.
   package func run(

@@ -8,7 +8,7 @@ import ApusX86
 /// zero point is taken off first, as numbers near zero make small errors of what they are multiplied with.
 extension WinogradGenerator {
   func generateIntegers(_ shape: WinogradKernel.Input) throws(ApusError) -> [UInt8] {
-    guard isa == .avx512, m == 4 else {
+    guard isa != .portable, m == 4 else {
       throw ApusError(.notYetSupported, "no transform of bytes for \(isa.rawValue)")
     }
     let rows: [R64] = [.rax, .rdx, .rcx, .r8, .r9, .r10]
@@ -26,7 +26,7 @@ extension WinogradGenerator {
     if whole > 0 {
       a.mov(.rsi, whole)
       let loop = a.here()
-      transformIntegers(shape, rows, mask: nil)
+      transformIntegers(shape, rows, count: channelsPerVector)
       for row in rows { a.add(row, channelsPerVector) }
       a.add(.r11, width.bytes)
       a.dec(.rsi)
@@ -34,18 +34,29 @@ extension WinogradGenerator {
     }
     let rest = channels % channelsPerVector
     if rest > 0 {
-      let mask = Mask(7)
-      a.mov(.rsi, (1 << rest) - 1)
-      a.kmovd(mask, .rsi)
-      transformIntegers(shape, rows, mask: mask)
+      if isa == .avx512 {
+        a.mov(.rsi, (1 << rest) - 1)
+        a.kmovd(someChannels, .rsi)
+      }
+      transformIntegers(shape, rows, count: rest)
     }
     return try leave([.rbp])
   }
 
   private var zeroPoint: Vec { registers[size] }
+  private var someChannels: Mask { Mask(7) }
 
-  /// Both sides for one vector of channels.
-  private func transformIntegers(_ shape: WinogradKernel.Input, _ rows: [R64], mask: Mask?) {
+  /// Loads the bytes of so many channels.
+  private func loadChannels(_ to: Vec, _ from: Address, count: Int) {
+    if count == 2 * isa.lanes { return a.vpmovzxbw(to, from) }
+    if isa == .avx512 { return a.vpmovzxbw(to, from, mask: someChannels) }
+    a.loadBytes(to, from, count: count)
+    a.vpmovzxbw(to, to.at(.xmm))
+  }
+
+  /// Both sides for one vector of channels, of which `count` exist. Rows of transformed tiles have room for whole
+  /// vectors.
+  private func transformIntegers(_ shape: WinogradKernel.Input, _ rows: [R64], count: Int) {
     let program = LinearProgram.inputOfIntegers
     let inputs = Array(registers.prefix(size))
     let scratch = registers[size + 1]
@@ -53,7 +64,7 @@ extension WinogradGenerator {
     for column in 0..<size {
       if shape.columns.contains(column) {
         for row in 0..<size {
-          a.vpmovzxbw(inputs[row], Address(rows[row], column * shape.pixelStep), mask: mask)
+          loadChannels(inputs[row], Address(rows[row], column * shape.pixelStep), count: count)
           if shape.padValue != 0 { a.vpsubw(inputs[row], inputs[row], zeroPoint) }
         }
       } else {
@@ -67,8 +78,7 @@ extension WinogradGenerator {
     for row in 0..<size {
       for column in 0..<size { a.vmovups(inputs[column], between(row, column)) }
       program.emit(a, inputs: inputs, free: free, .words(scratch: scratch)) { column, value in
-        let place = Address(.r11, (row * size + column) * shape.planeStep)
-        if let mask { a.vmovdqu16(place, value, mask: mask) } else { a.vmovups(place, value) }
+        a.vmovups(Address(.r11, (row * size + column) * shape.planeStep), value)
         return false
       }
     }

@@ -76,7 +76,7 @@ package final class WinogradPlan: Sendable {
 
   /// How the transformed tiles of a product are multiplied.
   package static func products(_ kind: ProductKind, m: Int) -> ProductKind {
-    if kind == .int8 { return .int16 }
+    if kind.isOfBytes { return .int16 }
     return m == 2 || kind == .float16Weights ? kind : .float32
   }
 
@@ -91,7 +91,7 @@ package final class WinogradPlan: Sendable {
     shape.kernelHeight == 3 && shape.kernelWidth == 3 && shape.strideHeight == 1
       && shape.strideWidth == 1 && shape.dilationHeight == 1 && shape.dilationWidth == 1
       && shape.groups == 1 && shape.isValid && shape.inChannels >= 8 && shape.outChannels >= 8
-      && (kind != .int8 || shape.inChannels <= mostChannelsOfBytes)
+      && (!kind.isOfBytes || shape.inChannels <= mostChannelsOfBytes)
   }
 
   /// Plans a convolution.
@@ -111,7 +111,7 @@ package final class WinogradPlan: Sendable {
   ) throws(ApusError) {
     guard isa != .portable, Self.takes(shape, types.kind), m == 2 || m == 4,
       types.kind != .bfloat16 || shape.inChannels % 2 == 0,
-      types.kind != .int8 || (m == 4 && isa == .avx512)
+      !types.kind.isOfBytes || m == 4
     else {
       throw ApusError(.notYetSupported, "this convolution has no Winograd form")
     }
@@ -148,7 +148,7 @@ package final class WinogradPlan: Sendable {
     let scales = product == .int16 ? 2 * packing.panelElementCount : nil
     scaleOffset = scales
     // A hostile engine may name any zero point.
-    let padValue = types.kind == .int8 ? padValue & 0xFF : 0
+    let padValue = types.kind.isOfBytes ? padValue & 0xFF : 0
     sumOffset = padValue == 0 ? nil : scales.map { $0 + 4 * places * shape.outChannels }
     let panelBytes = packing.storedRows * width * (product.columnBytes / product.interleave)
     let bandWidth =
@@ -243,7 +243,7 @@ package final class WinogradPlan: Sendable {
   private static func inputType(_ kind: ProductKind) -> DataType {
     switch kind {
     case .bfloat16: .bfloat16
-    case .int8: .uint8
+    case .int8, .widenedInt8: .uint8
     default: .float32
     }
   }
@@ -284,7 +284,9 @@ package final class WinogradPlan: Sendable {
     var offsets: [Int] = []
     var blocks: [TiledMultiply.KBlock] = []
     let words = (shape.inChannels + kind.interleave - 1) / kind.interleave
-    let run = isScaled ? exactRun / kind.interleave : words
+    // Sums wait in single precision between the blocks of either.
+    let usual = isa == .avx512 ? words : TiledMultiply.wordsPerBlock(tile, isa)
+    let run = isScaled ? exactRun / kind.interleave : words > usual / 2 * 3 ? usual : words
     for start in stride(from: 0, to: words, by: run) {
       blocks.append(
         TiledMultiply.KBlock(

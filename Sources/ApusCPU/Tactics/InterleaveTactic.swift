@@ -14,7 +14,7 @@ struct InterleaveTactic: Tactic {
   let pool: ThreadPool
 
   var lacks: String? {
-    InterleaveKernel.takes(planes: 3, .words) ? nil : "needs AVX-512"
+    InterleaveKernel.takes(planes: 3, .words) ? nil : "needs AVX2"
   }
 
   /// The planes of one image, and where images start, in bytes.
@@ -30,7 +30,7 @@ struct InterleaveTactic: Tactic {
 
   private func read(_ problem: Problem) -> Planes? {
     let found = (problem.op as? PlanesToPixels).map { rounded(problem, $0) } ?? moved(problem)
-    guard let found, found.count > 0, InterleaveKernel.takes(planes: found.planes, found.form) else {
+    guard let found, InterleaveKernel.takes(planes: found.planes, count: found.count, found.form) else {
       return nil
     }
     return found

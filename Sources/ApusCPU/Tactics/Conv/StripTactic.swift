@@ -124,7 +124,7 @@ struct StripTactic: Tactic {
       isa, types, words: ConvPlan.words(s, types.kind),
       results: s.batch * s.outHeight * s.outWidth * s.outChannels, columns: s.outChannels,
       epilogue: stages[index].epilogue, operands: stages[index].operands)
-    return (tiles + GemmTile.candidates(isa)).first { $0.vectors == vectors }
+    return (tiles + GemmTile.candidates(isa, types.kind)).first { $0.vectors == vectors }
   }
 
   /// About what a strip takes between the stages.

@@ -22,9 +22,7 @@ struct WinogradTactic: Tactic {
     switch ConvProblem.read(problem) {
     case .failure(let refusal): return .no(because: refusal.reason)
     case .success(let conv):
-      guard !conv.types.kind.widens else { return .no(because: "no 16-bit products without AVX-512") }
-      if conv.types.kind == .int8 {
-        guard isa == .avx512 else { return .no(because: "no 16-bit products without AVX-512") }
+      if conv.types.kind.isOfBytes {
         guard conv.types.result.bitWidth == 8 || conv.types.result == .bfloat16 else {
           return .no(because: "sums of bytes that are not rounded must be exact")
         }
@@ -51,8 +49,9 @@ struct WinogradTactic: Tactic {
     let stored = problem.inputs[1]?.packing
     var result: [TacticConfiguration] = []
     for m in Self.sizes(conv.types) {
-      let tile = Self.tile(conv.shape, m: m, width: stored?.width, isa: isa)
-      for kilobytes in conv.types.kind == .int8 ? [640, 1536, 4096] : [640, 4096] {
+      let tile = Self.tile(
+        conv.shape, m: m, width: stored?.width, isa: isa, WinogradPlan.products(conv.types.kind, m: m))
+      for kilobytes in conv.types.kind.isOfBytes ? [640, 1536, 4096] : [640, 4096] {
         result.append(["m": m, "mr": tile.rows, "nv": tile.vectors, "kb": kilobytes])
       }
     }
@@ -64,17 +63,17 @@ struct WinogradTactic: Tactic {
     // Twice rounded, the larger transform is too far from the weights.
     case .float16Weights: [2]
     // 16-bit products cost twice as much, which the smaller transform does not make up for.
-    case .int8: [4]
+    case .int8, .widenedInt8: [4]
     // The smaller transform rounds both sides, which results of single precision would show.
     case .bfloat16 where types.result == .float32: [4]
     default: [4, 2]
     }
   }
 
-  private static func tile(_ shape: ConvShape, m: Int, width: Int?, isa: ISA) -> GemmTile {
+  private static func tile(_ shape: ConvShape, m: Int, width: Int?, isa: ISA, _ product: ProductKind) -> GemmTile {
     GemmTile.choose(
       run: tileCount(shape, m: m), n: shape.outChannels, stride: shape.inChannels + 16, isa: isa,
-      width: width)
+      width: width, kind: product)
   }
 
   private static func tileCount(_ shape: ConvShape, m: Int) -> Int {

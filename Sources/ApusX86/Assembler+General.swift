@@ -44,7 +44,7 @@ extension Assembler {
         if Int32(exactly: disp) == nil { fail("displacement \(disp) does not fit") }
       }
       if let index = address.index {
-        if index.number == 4 { fail("rsp cannot be an index") }
+        if index.number == 4, !address.hasLanes { fail("rsp cannot be an index") }
         let scale: UInt8
         switch address.scale {
         case 1: scale = 0

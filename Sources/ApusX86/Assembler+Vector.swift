@@ -287,6 +287,16 @@ extension Assembler {
       VectorRow(.none, .m0F, 0xC2, .full, .evex), a.width, reg: to.number, second: a.number,
       b.encoded, immediate: predicate.rawValue)
   }
+  /// The 32-bit elements at `base + 4 * lane`, where the lane of `mask` is negative; clears the mask (AVX2). The three
+  /// registers differ.
+  package func vpgatherdd(_ to: Vec, _ base: R64, _ lanes: Vec, mask: Vec) {
+    if to.number == mask.number || to.number == lanes.number || mask.number == lanes.number {
+      fail("a gather needs three registers")
+    }
+    vector(
+      VectorRow(.x66, .m0F38, 0x90, .full, .vex), to.width, reg: to.number, second: mask.number,
+      .memory(Address(base, lanes: lanes, scale: 4)))
+  }
   /// Lanes of `b` where a bit of `choice` is set, of `a` elsewhere (AVX).
   package func vblendps(_ to: Vec, _ a: Vec, _ b: some VectorOperand, _ choice: UInt8) {
     vector(

@@ -77,6 +77,8 @@ package struct Label: Hashable, Sendable {
 package struct Address: Hashable, Sendable {
   var base: R64?
   var index: R64?
+  /// Whether the index is the vector register of that number, an element for each lane.
+  var hasLanes = false
   var scale: Int
   var displacement: Int
   var label: Label?
@@ -93,6 +95,12 @@ package struct Address: Hashable, Sendable {
     self.scale = scale
     self.displacement = displacement
     self.broadcast = broadcast
+  }
+
+  /// `[base + lane * scale]` for every lane; `lanes` is one of the first sixteen registers.
+  init(_ base: R64, lanes: Vec, scale: Int) {
+    self.init(base, index: R64(Int(lanes.number)), scale: scale)
+    hasLanes = true
   }
 
   /// The bytes at `label`.

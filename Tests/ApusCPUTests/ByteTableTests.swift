@@ -8,9 +8,8 @@ import ApusOps
 import ApusTensor
 import Testing
 
-/// Functions between small integers by table, and bytes of planes put side by side.
-@Suite(.enabled(if: CPUFeatures.host.avx512VBMI && ISA.current == .avx512))
-struct ByteTableTests {
+/// Functions between small integers by table.
+@Suite struct ByteTableTests {
   private let pool = ThreadPool(threadCount: 2)
 
   /// Numbers that round to every small integer, some beyond their range.
@@ -21,10 +20,10 @@ struct ByteTableTests {
     y * middle(.unary(.sigmoid, y))
   }
 
-  private func check(_ expression: ScalarExpr, _ result: DataType) throws {
+  private func check(_ expression: ScalarExpr, _ result: DataType, _ isa: ISA) throws {
     let kernel = try PointwiseKernel(
       expression, operands: [.contiguous], types: .init(operands: [.float32], result: result),
-      isa: .avx512)
+      isa: isa)
     let input = GuardedBuffer(count: steps.count) { steps[$0] }
     let output = try GuardedTensor(Tensor(result, shape: [steps.count]))
     var address = UnsafeRawPointer(input.raw)
@@ -39,7 +38,8 @@ struct ByteTableTests {
       "\(expression) of \(steps[wrong ?? 0]): \(got[wrong ?? 0]) for \(want[wrong ?? 0])")
   }
 
-  @Test func chainsOfQuantisedFunctionsAreExact() throws {
+  @Test(arguments: testedISAs.filter { $0 != .avx512 || CPUFeatures.host.avx512VBMI })
+  func chainsOfQuantisedFunctionsAreExact(isa: ISA) throws {
     let x = ScalarExpr.input(0)
     for (type, zero) in [(DataType.uint8, 0), (.uint8, 117), (.int8, 0), (.int8, -5)] {
       let first = ScalarQuantization(steps: x, zeroPoint: zero, type: type)
@@ -53,11 +53,11 @@ struct ByteTableTests {
           ScalarExpr.unary(.round, .max(.const(0), .min(.const(255), gate * .const(255)))) * .const(1 / 255.0)
         }
         let last = ScalarQuantization(steps: chain * .const(20), zeroPoint: zero, type: type)
-        try check(last.expression, type)
+        try check(last.expression, type, isa)
         // The same without the last conversion, dequantised.
         let rounded = ScalarExpr.unary(.round, .max(.const(-6), .min(.const(249), chain * .const(20))))
-        try check(rounded, .float32)
-        try check(rounded + whole.rounded, .float32)
+        try check(rounded, .float32, isa)
+        try check(rounded + whole.rounded, .float32, isa)
       }
     }
   }

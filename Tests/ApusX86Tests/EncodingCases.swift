@@ -171,6 +171,8 @@ private let vectorCases: [(String, @Sendable (Assembler) -> Void)] = [
   ("vpmovsxbw zmm17, [rax+32]", { $0.vpmovsxbw(z(17), at(.rax, 32)) }),
   ("vpmaddwd ymm8, ymm2, ymm13", { $0.vpmaddwd(y(8), y(2), y(13)) }),
   ("vpmaddwd zmm18, zmm2, [rax+64]", { $0.vpmaddwd(z(18), z(2), at(.rax, 64)) }),
+  ("vpgatherdd ymm3, DWORD PTR [rax+ymm12*4], ymm9", { $0.vpgatherdd(y(3), .rax, y(12), mask: y(9)) }),
+  ("vpgatherdd ymm13, DWORD PTR [rax+ymm4*4], ymm2", { $0.vpgatherdd(y(13), .rax, y(4), mask: y(2)) }),
   ("vblendps ymm9, ymm2, ymm13, 105", { $0.vblendps(y(9), y(2), y(13), 105) }),
   ("vmovq xmm9, [rax+8]", { $0.vmovq(x(9), at(.rax, 8)) }),
   ("vpinsrd xmm9, xmm9, DWORD PTR [rax+8], 2", { $0.vpinsrd(x(9), at(.rax, 8), 2) }),

@@ -147,6 +147,8 @@ let goldenBytes: [String: String] = [
   "vpmovsxbw zmm17, [rax+32]": "62e27d48204801",
   "vpmaddwd ymm8, ymm2, ymm13": "c4416df5c5",
   "vpmaddwd zmm18, zmm2, [rax+64]": "62e16d48f55001",
+  "vpgatherdd ymm3, DWORD PTR [rax+ymm12*4], ymm9": "c4a235901ca0",
+  "vpgatherdd ymm13, DWORD PTR [rax+ymm4*4], ymm2": "c4626d902ca0",
   "vblendps ymm9, ymm2, ymm13, 105": "c4436d0ccd69",
   "vmovq xmm9, [rax+8]": "c57a7e4808",
   "vpinsrd xmm9, xmm9, DWORD PTR [rax+8], 2": "c4633122480802",

@@ -7,8 +7,8 @@ import ApusTensor
 import ApusX86
 
 /// Functions of one small integer with a small integer for a result, as an activation between two
-/// quantised tensors is: whatever the function, it is a table of 256 bytes in four registers' worth of
-/// memory.
+/// quantised tensors is: whatever the function, it is a table. With permutations of bytes it has 256 bytes, four
+/// registers' worth of memory; without them as many lanes, which are gathered one by one.
 extension ExpressionEmitter {
   /// A subexpression with at most 256 results, all whole.
   private struct SmallInteger {
@@ -41,18 +41,24 @@ extension ExpressionEmitter {
     }
   }
 
-  /// Instructions that a look-up must save to be worth it.
-  private static let leastSaving = 10
+  /// Instructions that a look-up must save to be worth it: a gather takes as long as some thirty.
+  private var leastSaving: Int { isa == .avx512 ? 10 : 25 }
 
   /// The result of `expression` by table, where it is a small integer that follows from another one.
   func lookUp(_ expression: ScalarExpr) throws(ApusError) -> Value? {
-    guard isa == .avx512, CPUFeatures.host.avx512VBMI, let result = SmallInteger(expression),
-      let source = Self.source(of: result.steps), let from = SmallInteger(source)
+    guard isa != .avx512 || CPUFeatures.host.avx512VBMI, let result = SmallInteger(expression),
+      let source = source(of: result.steps), let from = SmallInteger(source)
     else { return nil }
     let function = expression.replacing(source, with: .input(0))
     let evaluator = ScalarEvaluator(operands: [from.elements], count: from.range.count)
     let type = result.stored?.type ?? .float32
     let values = try evaluator.evaluate(function, expected: type).wholes
+    if isa != .avx512 {
+      let words = values.map {
+        result.stored == nil ? Float($0).bitPattern : UInt32(truncatingIfNeeded: Int64($0))
+      }
+      return Value(register: try gather(try index(from), in: words), owned: true)
+    }
     let base = result.range.lowerBound + (result.stored?.zeroPoint ?? 0)
     var table = values.map { UInt8(clamping: Int($0) - base) }
     table += Array(repeating: 0, count: 256 - table.count)
@@ -100,14 +106,29 @@ extension ExpressionEmitter {
     return lanes
   }
 
+  /// Replaces lanes by the words of the table at these places.
+  private func gather(_ lanes: Vec, in table: [UInt32]) throws(ApusError) -> Vec {
+    let (result, mask) = (try allocate(), try allocate())
+    load(UInt32.max, into: mask)
+    assembler.vxorps(result, result, result)
+    // The kernels around have their own use for each register.
+    assembler.push(.rax)
+    assembler.lea(.rax, assembler.constant(words: table))
+    assembler.vpgatherdd(result, .rax, lanes, mask: mask)
+    assembler.pop(.rax)
+    release(mask)
+    release(lanes)
+    return result
+  }
+
   /// The small integer that all of `expression` follows from, where enough is computed from it.
-  private static func source(of expression: ScalarExpr) -> ScalarExpr? {
+  private func source(of expression: ScalarExpr) -> ScalarExpr? {
     var candidates: [ScalarExpr] = []
-    collect(expression, &candidates)
+    Self.collect(expression, &candidates)
     return candidates.first { candidate in
       var operations = Set<ScalarExpr>()
-      return follows(expression, from: candidate, &operations)
-        && operations.reduce(0) { $0 + cost($1) } >= leastSaving
+      return Self.follows(expression, from: candidate, &operations)
+        && operations.reduce(0) { $0 + Self.cost($1) } >= leastSaving
     }
   }
 

@@ -16,9 +16,9 @@ final class KernelBench {
   private let inputMemory: [BenchMemory?]
   private let outputMemory: [BenchMemory]
   private var expected: [Expected]?
-  /// The constants as the last kernel wanted them, by operand number. Only one form is kept: those of
-  /// all candidates together would be many times as large as the network.
-  private var packed: [Int: (layout: PackedLayout, memory: DeviceMemory)] = [:]
+  /// The constants as kernels want them, by operand number, the last one used behind the others. Of large ones only
+  /// one form is kept: those of all candidates together would be many times as large as the network.
+  private var packed: [Int: [(layout: PackedLayout, memory: DeviceMemory)]] = [:]
 
   /// What the reference says: every element of a result, or some of them.
   private struct Expected {
@@ -160,23 +160,29 @@ final class KernelBench {
     }
   }
 
-  /// The shortest of a few runs, in seconds; gives up early when far behind `best`. After `effort`
+  /// Whether packing the constants for one kernel and then for another costs little.
+  var packsOften: Bool {
+    problem.inputs.reduce(0) { $0 + ($1?.constant?.byteCount ?? 0) } <= Self.keptBytes
+  }
+  private static let keptBytes = 4 << 20
+
+  /// The shortest of a few runs, in seconds; gives up early when far behind `best` twice. After `effort`
   /// seconds, three measured runs are enough. Operands that are computed were just written and may be in
   /// any cache; constants are where `constants` says.
   func measure(
-    _ compiled: KernelLibrary.Compiled, best: Double?, effort: Double, constants: Constants
+    _ compiled: KernelLibrary.Compiled, best: Double?, runs: Int = 12, effort: Double, constants: Constants
   ) throws(ApusError) -> Double {
     var shortest = Double.infinity
     try withArguments(compiled) { (arguments) throws(ApusError) in
       let limit = Clock.seconds + effort
-      for run in 0..<12 {
+      for run in 0..<runs {
         displace(constants, compiled)
         let start = Clock.seconds
         try compiled.kernel.launch(arguments, on: stream)
         try stream.synchronize()
         let seconds = Clock.seconds - start
         if run > 0 { shortest = min(shortest, seconds) }
-        if let best, run > 0, seconds > 3 * best { break }
+        if let best, run > 1, shortest > 3 * best { break }
         if run >= 3 && Clock.seconds > limit { break }
       }
     }
@@ -190,7 +196,7 @@ final class KernelBench {
     for (index, input) in problem.inputs.enumerated() where input?.constant != nil {
       // What an earlier candidate packed is not what this one reads.
       let isPacked = compiled.packing[index] != nil && input?.packing == nil
-      if let memory = isPacked ? packed[index]?.memory : inputMemory[index]?.memory { library.backend.evict(memory) }
+      if let memory = isPacked ? packed[index]?.last?.memory : inputMemory[index]?.memory { library.backend.evict(memory) }
     }
   }
 
@@ -207,10 +213,15 @@ final class KernelBench {
   private func memory(of constant: Tensor, _ index: Int, _ layout: PackedLayout) throws(ApusError)
     -> DeviceMemory
   {
-    if let known = packed[index], known.layout == layout { return known.memory }
-    packed[index] = nil
+    var forms = packed[index] ?? []
+    if let place = forms.firstIndex(where: { $0.layout == layout }) {
+      forms.append(forms.remove(at: place))
+      packed[index] = forms
+      return forms[forms.count - 1].memory
+    }
+    if !packsOften { packed[index] = nil }
     let memory = try library.backend.importConstant(try layout.pack(constant))
-    packed[index] = (layout, memory)
+    packed[index, default: []].append((layout, memory))
     return memory
   }
 

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ApusCPU
+import Foundation
 import Testing
 
 @Suite struct CPUFeaturesTests {
@@ -31,5 +32,26 @@ import Testing
   @Test func tilesAreAskedForOnlyWhereTheyExist() {
     #expect(CPUFeatures.host.amxTile || !CPUFeatures.requestTiles)
     #expect(CPUFeatures.host.amxTile || !(CPUFeatures.host.amxInt8 || CPUFeatures.host.amxBF16))
+  }
+
+  /// Linux reads the same description of the caches.
+  @Test func cachesAreThoseThatTheSystemKnows() throws {
+    let folder = "/sys/devices/system/cpu/cpu0/cache/"
+    let entries = (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []
+    var found: [String: Int] = [:]
+    for entry in entries where entry.hasPrefix("index") {
+      func read(_ name: String) -> String? {
+        (try? String(contentsOfFile: "\(folder)\(entry)/\(name)", encoding: .utf8))?
+          .trimmingCharacters(in: .whitespacesAndNewlines)
+      }
+      guard let level = read("level"), let type = read("type"), let size = read("size"), size.hasSuffix("K"),
+        let kilobytes = Int(size.dropLast())
+      else { continue }
+      found["\(level) \(type)"] = kilobytes << 10
+    }
+    let caches = CPUCaches.host
+    #expect(caches.first == found["1 Data"] ?? caches.first)
+    #expect(caches.second == found["2 Unified"] ?? caches.second)
+    #expect(caches.first >= 8 << 10 && caches.second >= 128 << 10)
   }
 }
